@@ -1,0 +1,129 @@
+//! The command line: one command per role, and those of an operator.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use reqwest::Url;
+
+use crate::config::{DatabaseUrl, StartArgs, positive_duration};
+use crate::monitor::{self, MonitorArgs};
+use crate::payments::{self, PaymentsArgs};
+use crate::relay::RelayArgs;
+use crate::standalone::StandaloneArgs;
+use crate::telemetry::LogArgs;
+use crate::{db, http};
+
+/// Longest answer of a health check that is shown, in characters.
+const SHOWN_CHARS: usize = 300;
+
+/// A distributed heartbeat monitor that explains every missing heartbeat.
+///
+/// Services under watch (`payments`) write heartbeats to a Redis stream; a `relay` carries them to
+/// the `monitor`, which keeps windows in MySQL or MariaDB and raises an alert for each that lacks a
+/// heartbeat. To see all of it at work on this machine: `heartbeat standalone --demo`.
+///
+/// Every option is also an environment variable, shown in its command's help.
+#[derive(Debug, Parser)]
+#[command(name = "heartbeat", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What to run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything on this machine, with a private Redis and a private database
+    Standalone(StandaloneArgs),
+    /// Run a service under watch: it opens windows, sends heartbeats and audits what it did
+    Payments(PaymentsArgs),
+    /// Carry heartbeats from the Redis stream to the monitor
+    Relay(RelayArgs),
+    /// Take heartbeats in, keep windows, raise alerts, serve the API
+    Monitor(MonitorArgs),
+    /// Bring the schema of a database up to date
+    Migrate(MigrateArgs),
+    /// Ask a running role whether it can do its work; exits 0 if it can, else 1 and says why
+    Healthcheck(HealthcheckArgs),
+}
+
+/// Which of the two schemas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Schema {
+    /// The database that payments services share.
+    Payments,
+    /// The database of the monitors.
+    Monitor,
+}
+
+/// Options of `migrate`.
+#[derive(Args, Clone, Debug)]
+pub struct MigrateArgs {
+    /// Whose schema the database holds
+    #[arg(value_enum)]
+    pub schema: Schema,
+
+    /// MySQL or MariaDB database, as `mysql://USER:PASSWORD@HOST:PORT/NAME`
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: DatabaseUrl,
+
+    /// Patience at start.
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// Options of `healthcheck`.
+#[derive(Args, Clone, Debug)]
+pub struct HealthcheckArgs {
+    /// What to ask: /ready (can it do its work) or /health (is it alive) of a role
+    #[arg(env = "HEALTHCHECK_URL", default_value = "http://127.0.0.1:5001/ready", value_name = "URL")]
+    pub url: Url,
+
+    /// How long the role may take to answer
+    #[arg(long, env = "HEALTHCHECK_TIMEOUT", default_value = "3s", value_name = "DURATION",
+          value_parser = positive_duration)]
+    pub timeout: Duration,
+}
+
+/// Runs `migrate`.
+///
+/// # Errors
+/// A sentence for a person: the database cannot be reached or changed.
+pub async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
+    let (schema, what) = match args.schema {
+        Schema::Payments => (&db::PAYMENTS_SCHEMA, payments::DATABASE),
+        Schema::Monitor => (&db::MONITOR_SCHEMA, monitor::DATABASE),
+    };
+    let pool = db::connect(&args.database_url, what, args.start.connect_timeout).await?;
+    db::migrate(&pool, schema, what).await?;
+    println!("the schema of the {what} is up to date");
+    Ok(())
+}
+
+/// Runs `healthcheck`.
+///
+/// # Errors
+/// Why the role cannot do its work, as it says itself.
+pub async fn healthcheck(args: HealthcheckArgs) -> anyhow::Result<()> {
+    let HealthcheckArgs { url, timeout } = args;
+    let client = http::client(timeout).context("preparing HTTP")?;
+    let response = match client.get(url.clone()).send().await {
+        Ok(response) => response,
+        Err(error) if error.is_timeout() => bail!("{url} did not answer within {timeout:?}"),
+        Err(error) => bail!("{url} cannot be reached: {}", http::innermost(&error)),
+    };
+    let status = response.status();
+    let body: String =
+        response.text().await.unwrap_or_default().chars().take(SHOWN_CHARS).collect();
+    if !status.is_success() {
+        bail!("{url} answered {status}: {body}");
+    }
+    println!("{url} answered {status}: {body}");
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! The databases: pools, schema versions, transactions, and what each failure means.
+//!
+//! Three rules that keep acknowledged rows from being lost:
+//! - Every write runs in a task of its own, so that a caller who gives up cannot cancel it halfway.
+//!   The driver would hand the connection on inside a transaction that it does not know of.
+//! - Each connection is rolled back before it is lent, which clears such a transaction all the same.
+//! - A transaction that lost a deadlock is tried again; its body must therefore be repeatable.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::future::BoxFuture;
+use sqlx::migrate::{Migrate, Migrator};
+use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlPoolOptions};
+use sqlx::{Acquire, Connection, MySqlPool};
+
+use crate::config::DatabaseUrl;
+
+/// Schema of the payments database.
+pub static PAYMENTS_SCHEMA: Migrator = sqlx::migrate!("migrations/payments");
+/// Schema of the monitor database.
+pub static MONITOR_SCHEMA: Migrator = sqlx::migrate!("migrations/monitor");
+
+/// Most connections that one process opens to one database.
+const MAX_CONNECTIONS: u32 = 16;
+/// How long to wait for a connection: less than any client of ours waits for an answer.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a transaction is tried that lost a deadlock or met a read-only server.
+const MAX_ATTEMPTS: u32 = 5;
+/// Prepared statements that one connection keeps: all shapes that we use.
+const STATEMENT_CACHE: usize = 256;
+/// How long to wait for another process that changes the schema, in seconds.
+const MIGRATION_PATIENCE_SECONDS: u32 = 60;
+/// Pause between two attempts to reach a database at start.
+const START_RETRY: Duration = Duration::from_millis(300);
+
+/// What there is to do about a failure of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The transaction lost against another: try it again.
+    Retry,
+    /// This server has stopped taking writes: close the connection and try another.
+    Reconnect,
+    /// The database cannot answer now; what was asked may or may not be done.
+    Unavailable,
+    /// The database refuses the values of this very row.
+    Data,
+    /// Wrong credentials, rights, or schema: a person has to change something.
+    Configuration,
+    /// Our own mistake.
+    Bug,
+}
+
+impl Class {
+    /// What to tell a person who asks why the database does not serve us; shows no detail.
+    #[must_use]
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Reconnect => "takes no writes now",
+            Self::Configuration => "refuses our credentials or lacks our tables; see the log",
+            _ => "cannot be reached",
+        }
+    }
+}
+
+/// A failure of the database, with what there is to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct Error {
+    /// What there is to do.
+    pub class: Class,
+    source: sqlx::Error,
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(source: sqlx::Error) -> Self {
+        Self { class: classify(&source), source }
+    }
+}
+
+impl Error {
+    /// A row that a table should never hold. `what` names table, row and column.
+    #[must_use]
+    pub fn bad_row(what: String) -> Self {
+        sqlx::Error::Decode(what.into()).into()
+    }
+}
+
+/// What to do about an error of the driver. The numbers are those of MySQL 8.4 and MariaDB 10.11.
+#[must_use]
+pub fn classify(error: &sqlx::Error) -> Class {
+    match error {
+        sqlx::Error::Database(inner) => inner
+            .try_downcast_ref::<MySqlDatabaseError>()
+            .map_or(Class::Bug, |error| classify_number(error.number())),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Class::Unavailable,
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Class::Configuration,
+        _ => Class::Bug,
+    }
+}
+
+fn classify_number(number: u16) -> Class {
+    match number {
+        1213 | 1205 | 1020 | 3572 | 3101 | 3100 | 1180 => Class::Retry,
+        1290 | 1836 | 1792 | 1047 => Class::Reconnect,
+        1406 | 1264 | 1265 | 1292 | 1366 | 1048 | 3140 | 3819 | 4025 => Class::Data,
+        1044 | 1045 | 1142 | 1143 | 1049 | 1146 | 1054 | 1251 | 1698 | 2059 => Class::Configuration,
+        1064 | 1153 | 1390 | 1364 | 1062 | 1136 => Class::Bug,
+        _ => Class::Unavailable,
+    }
+}
+
+/// Opens a pool and waits until the database answers.
+///
+/// `what` names the database to a person, such as "monitor database".
+///
+/// # Errors
+/// A sentence for a person: nobody answers within `patience`, wrong credentials, no such database.
+pub async fn connect(
+    url: &DatabaseUrl,
+    what: &str,
+    patience: Duration,
+) -> anyhow::Result<MySqlPool> {
+    let pool = pool(url);
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        match ping(&pool).await {
+            Ok(()) => return Ok(pool),
+            Err(error) if error.class == Class::Configuration => bail!(
+                "the {what} at {url} does not let us in: {error}; check user, password and \
+                 database name in --database-url"
+            ),
+            Err(error) if tokio::time::Instant::now() >= deadline => bail!(
+                "cannot reach the {what} at {url}: {error}; start it, or set --database-url"
+            ),
+            Err(_) => tokio::time::sleep(START_RETRY).await,
+        }
+    }
+}
+
+fn pool(url: &DatabaseUrl) -> MySqlPool {
+    let options = url.options().clone().statement_cache_capacity(STATEMENT_CACHE);
+    MySqlPoolOptions::new()
+        .max_connections(MAX_CONNECTIONS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .max_lifetime(Duration::from_mins(10))
+        .idle_timeout(Duration::from_mins(2))
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| {
+            Box::pin(async move {
+                sqlx::raw_sql("ROLLBACK").execute(connection).await?;
+                Ok(true)
+            })
+        })
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                sqlx::raw_sql(
+                    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+                     SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'); \
+                     SET SESSION innodb_lock_wait_timeout = 5",
+                )
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+        })
+        .connect_lazy_with(options)
+}
+
+/// Asks whether the database answers.
+///
+/// # Errors
+/// That it does not.
+pub async fn ping(pool: &MySqlPool) -> Result<(), Error> {
+    sqlx::raw_sql("SELECT 1").execute(pool).await?;
+    Ok(())
+}
+
+/// Brings a schema up to date, or checks that it is.
+///
+/// # Errors
+/// A schema that is behind and may not be changed, newer than this program, or cannot be changed.
+pub async fn prepare_schema(
+    pool: &MySqlPool,
+    schema: &'static Migrator,
+    what: &str,
+    may_change: bool,
+) -> anyhow::Result<()> {
+    if may_change {
+        return migrate(pool, schema, what).await;
+    }
+    let mut connection = pool.acquire().await?;
+    connection.ensure_migrations_table(&schema.table_name).await?;
+    let applied = connection.list_applied_migrations(&schema.table_name).await?;
+    let wanted = schema.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let found = applied.iter().map(|migration| migration.version).max().unwrap_or(0);
+    if found < wanted {
+        bail!(
+            "the schema of the {what} is at version {found} and this program needs {wanted}: run \
+             `heartbeat migrate` with the same --database-url, or set CREATE_SCHEMA_ON_STARTUP=true"
+        );
+    }
+    Ok(())
+}
+
+/// Brings a schema up to date. Several processes may do so at once: one works, the others wait.
+///
+/// # Errors
+/// When a migration fails, or the schema is newer than this program.
+pub async fn migrate(
+    pool: &MySqlPool,
+    schema: &'static Migrator,
+    what: &str,
+) -> anyhow::Result<()> {
+    let pool = pool.clone();
+    let applied = tokio::spawn(async move { migrate_alone(&pool, schema).await }).await?;
+    applied.with_context(|| format!("bringing the schema of the {what} up to date"))
+}
+
+/// Applies what is missing while no other process does. The driver's own lock waits for ever, which
+/// MariaDB takes for not at all.
+async fn migrate_alone(pool: &MySqlPool, schema: &'static Migrator) -> anyhow::Result<()> {
+    const NAME: &str = "CONCAT('heartbeat schema ', DATABASE())";
+    let mut connection = pool.acquire().await?;
+    let lock = sqlx::AssertSqlSafe(format!("SELECT GET_LOCK({NAME}, {MIGRATION_PATIENCE_SECONDS})"));
+    let locked: Option<i64> = sqlx::query_scalar(lock).fetch_one(&mut *connection).await?;
+    if locked != Some(1) {
+        bail!("another process has been at it for {MIGRATION_PATIENCE_SECONDS} s; try again later");
+    }
+    let applied = schema.run(pool).await;
+    // Closing ends the lock as well, whatever became of the migration.
+    connection.close().await.ok();
+    Ok(applied?)
+}
+
+/// Runs a transaction to its end in a task of its own, and again if it lost a deadlock.
+///
+/// `name` appears in the log. The answer comes only after the commit. After an error of class
+/// [`Class::Unavailable`] the transaction may or may not have been committed, so that whatever it
+/// does must be harmless when done twice.
+///
+/// # Errors
+/// The last failure.
+pub async fn transaction<T, F>(pool: &MySqlPool, name: &'static str, body: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: for<'c> Fn(&'c mut MySqlConnection) -> BoxFuture<'c, Result<T, Error>>
+        + Send
+        + Sync
+        + 'static,
+{
+    let pool = pool.clone();
+    let task = tokio::spawn(async move {
+        let mut attempt = 1;
+        loop {
+            match try_once(&pool, &body).await {
+                Err(error)
+                    if matches!(error.class, Class::Retry | Class::Reconnect)
+                        && attempt < MAX_ATTEMPTS =>
+                {
+                    tracing::debug!(transaction = name, attempt, %error, "trying again");
+                    tokio::time::sleep(Duration::from_millis(rand::random_range(5..50))).await;
+                    attempt += 1;
+                }
+                ended => return ended,
+            }
+        }
+    });
+    task.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
+}
+
+async fn try_once<T, F>(pool: &MySqlPool, body: &F) -> Result<T, Error>
+where
+    F: for<'c> Fn(&'c mut MySqlConnection) -> BoxFuture<'c, Result<T, Error>>,
+{
+    let mut connection = pool.acquire().await?;
+    let ended = within(&mut connection, body).await;
+    if let Err(Error { class: Class::Reconnect, .. }) = ended {
+        // A pool would go on lending this connection to a server that takes no writes.
+        connection.close().await.ok();
+    }
+    ended
+}
+
+async fn within<T, F>(connection: &mut MySqlConnection, body: &F) -> Result<T, Error>
+where
+    F: for<'c> Fn(&'c mut MySqlConnection) -> BoxFuture<'c, Result<T, Error>>,
+{
+    let mut transaction = Connection::begin(connection).await?;
+    match body(transaction.acquire().await?).await {
+        Ok(value) => {
+            transaction.commit().await?;
+            Ok(value)
+        }
+        Err(error) => {
+            transaction.rollback().await.ok();
+            Err(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_number_has_its_class() {
+        let table = [
+            (1213, Class::Retry),
+            (1205, Class::Retry),
+            (1290, Class::Reconnect),
+            (1836, Class::Reconnect),
+            (1040, Class::Unavailable),
+            (2013, Class::Unavailable),
+            (1114, Class::Unavailable),
+            (1406, Class::Data),
+            (1366, Class::Data),
+            (1045, Class::Configuration),
+            (1146, Class::Configuration),
+            (1064, Class::Bug),
+        ];
+        for (number, class) in table {
+            assert_eq!(classify_number(number), class, "{number}");
+        }
+        assert_eq!(classify(&sqlx::Error::PoolTimedOut), Class::Unavailable);
+    }
+}

@@ -1,0 +1,352 @@
+//! HTTP as every role serves it: one shape of errors, bounded bodies, health and readiness, and a
+//! stop that waits for requests in flight but not for ever.
+
+use std::collections::BTreeMap;
+use std::future::IntoFuture;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::header::RETRY_AFTER;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::trace::TraceLayer;
+use uuid::Uuid;
+
+use crate::db;
+use crate::wire::WireError;
+
+/// How long requests in flight may take once the process was told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// What a client is told to wait before it asks again, in seconds.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// Opens a listening socket.
+///
+/// # Errors
+/// A sentence that names the address and who wanted it, such as "the monitor".
+pub async fn bind(address: SocketAddr, who: &str) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
+            "{address} is in use, so {who} cannot listen there: stop what uses port {}, or choose \
+             another address",
+            address.port()
+        ),
+        Err(error) => Err(error).with_context(|| format!("{who} cannot listen on {address}")),
+    }
+}
+
+/// Serves until the token is cancelled, then lets requests in flight end.
+///
+/// `max_body_bytes` bounds every request's body.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    max_body_bytes: usize,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let router = router
+        .fallback(|| async { ApiError::not_found("there is nothing at this path") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(max_body_bytes))
+        .layer(CatchPanicLayer::custom(|_| ApiError::internal("a request panicked").into_response()))
+        .layer(TraceLayer::new_for_http().on_failure(()));
+    let told = shutdown.clone();
+    let serving = axum::serve(listener, router)
+        .with_graceful_shutdown(async move { told.cancelled().await })
+        .into_future();
+    let overdue = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = serving => ended.context("serving HTTP"),
+        () = overdue => Ok(()),
+    }
+}
+
+/// A client that follows nothing and repeats nothing: both would hide what happened.
+///
+/// # Errors
+/// When the system offers no certificates to trust.
+#[expect(clippy::disallowed_methods, reason = "this is where the client is configured")]
+pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
+    // Fails if it is installed already, which is just as well.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    reqwest::Client::builder()
+        .timeout(timeout)
+        .connect_timeout(timeout)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .build()
+}
+
+/// What lies at the bottom of an error: the part that tells a person most.
+#[must_use]
+pub fn innermost(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .last()
+        .map_or_else(String::new, ToString::to_string)
+}
+
+/// An answer that is not what was asked for: `{"error": …}`, and `"fields"` where some are missing.
+///
+/// The text is for the caller. What went wrong inside is logged where this is made and not shown.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    body: ErrorBody,
+    retry_after_seconds: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorBody {
+    error: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fields: Vec<&'static str>,
+}
+
+impl ApiError {
+    /// An error with this status and text.
+    #[must_use]
+    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        let body = ErrorBody { error: error.into(), fields: Vec::new() };
+        Self { status, body, retry_after_seconds: None }
+    }
+
+    /// 400: the request cannot be used as it is.
+    #[must_use]
+    pub fn bad_request(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+
+    /// 404: no such thing.
+    #[must_use]
+    pub fn not_found(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, error)
+    }
+
+    /// 503: not now; the caller may ask again soon.
+    #[must_use]
+    pub fn unavailable(error: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, error);
+        Self { retry_after_seconds: Some(RETRY_AFTER_SECONDS), ..error }
+    }
+
+    /// 500: our own mistake, which is logged here.
+    #[must_use]
+    pub fn internal(detail: impl std::fmt::Display) -> Self {
+        tracing::error!(%detail, "a request failed because of a fault of ours");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; the log has the details")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body)).into_response();
+        if let Some(seconds) = self.retry_after_seconds {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<WireError> for ApiError {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Missing(fields) => {
+                let mut error = Self::bad_request("missing required fields");
+                error.body.fields = fields;
+                error
+            }
+            WireError::Invalid(text) => Self::bad_request(text),
+        }
+    }
+}
+
+impl From<db::Error> for ApiError {
+    fn from(error: db::Error) -> Self {
+        match error.class {
+            db::Class::Retry
+            | db::Class::Reconnect
+            | db::Class::Unavailable
+            | db::Class::Configuration => {
+                tracing::warn!(%error, class = ?error.class, "the database did not do its part");
+                Self::unavailable("the database cannot answer now; try again")
+            }
+            db::Class::Data => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "the database refuses a value of this request",
+            ),
+            db::Class::Bug => Self::internal(error),
+        }
+    }
+}
+
+/// The whole body of a request, whatever its content type says.
+#[derive(Debug)]
+pub struct Body(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Bytes::from_request(request, state).await.map(Self).map_err(|rejection| {
+            let status = rejection.status();
+            let text = match status {
+                StatusCode::PAYLOAD_TOO_LARGE => "the body is too large for this path".to_owned(),
+                _ => rejection.body_text(),
+            };
+            ApiError::new(status, text)
+        })
+    }
+}
+
+impl Body {
+    /// Reads a JSON object with known members only; an empty body is an empty object.
+    ///
+    /// # Errors
+    /// 400 that says what is wrong.
+    pub fn object_or_empty<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        let body: &[u8] = match self.0.trim_ascii() {
+            b"" => b"{}",
+            body => body,
+        };
+        if !body.starts_with(b"{") {
+            return Err(ApiError::bad_request("the body must be a JSON object"));
+        }
+        let deserializer = &mut serde_json::Deserializer::from_slice(body);
+        let value = serde_path_to_error::deserialize(&mut *deserializer)
+            .map_err(|error| ApiError::bad_request(format!("the body cannot be used: {error}")))?;
+        deserializer
+            .end()
+            .map_err(|_| ApiError::bad_request("something follows the JSON object"))?;
+        Ok(value)
+    }
+}
+
+/// The parameters after the `?`, with our shape of errors.
+#[derive(Debug)]
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        query
+            .map(|Query(params)| Self(params))
+            .map_err(|rejection| ApiError::bad_request(rejection.body_text()))
+    }
+}
+
+/// A UUID in the path.
+#[derive(Debug)]
+pub struct PathUuid(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathUuid {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let uuid = path.ok().and_then(|Path(text)| Uuid::try_parse(&text).ok());
+        uuid.map(Self).ok_or_else(|| {
+            ApiError::bad_request(
+                "the path must name a UUID such as 6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10",
+            )
+        })
+    }
+}
+
+/// What keeps a role from doing its work at present. Its loops note it, `/ready` shows it.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    troubles: Arc<Mutex<BTreeMap<&'static str, String>>>,
+}
+
+impl Readiness {
+    /// Notes that a part cannot do its work, and why.
+    pub fn trouble(&self, part: &'static str, reason: impl Into<String>) {
+        self.lock().insert(part, reason.into());
+    }
+
+    /// Notes that a part works (again).
+    pub fn works(&self, part: &'static str) {
+        self.lock().remove(part);
+    }
+
+    /// Notes the outcome of a part's last attempt.
+    pub fn note<T, E: std::fmt::Display>(&self, part: &'static str, outcome: &Result<T, E>) {
+        match outcome {
+            Ok(_) => self.works(part),
+            Err(error) => self.trouble(part, error.to_string()),
+        }
+    }
+
+    /// The answer of `/ready`: 200, or 503 with every reason.
+    #[must_use]
+    pub fn answer(&self) -> Response {
+        let reasons: Vec<String> =
+            self.lock().iter().map(|(part, reason)| format!("{part}: {reason}")).collect();
+        if reasons.is_empty() {
+            Json(serde_json::json!({"ready": true})).into_response()
+        } else {
+            ApiError::unavailable(format!("not ready: {}", reasons.join("; "))).into_response()
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Options {
+        seed: Option<u64>,
+    }
+
+    #[test]
+    fn bodies_are_one_object_or_nothing() {
+        let read = |text: &'static str| {
+            Body(Bytes::from_static(text.as_bytes())).object_or_empty::<Options>()
+        };
+        assert_eq!(read("").unwrap().seed, None);
+        assert_eq!(read(" {\"seed\": 7} ").unwrap().seed, Some(7));
+        for bad in ["[]", "{", "{\"seed\":-1}", "{\"sed\":1}", "{} {}", "null", "\0"] {
+            assert_eq!(read(bad).unwrap_err().status, StatusCode::BAD_REQUEST, "{bad}");
+        }
+    }
+
+    #[test]
+    fn readiness_forgets_what_works_again() {
+        let readiness = Readiness::default();
+        assert_eq!(readiness.answer().status(), StatusCode::OK);
+        readiness.trouble("redis", "refused");
+        assert_eq!(readiness.answer().status(), StatusCode::SERVICE_UNAVAILABLE);
+        readiness.works("redis");
+        assert_eq!(readiness.answer().status(), StatusCode::OK);
+    }
+}

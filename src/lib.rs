@@ -1,0 +1,44 @@
+//! heartbeat is a distributed heartbeat monitor that explains every missing heartbeat.
+//!
+//! Services under watch write heartbeats to a Redis stream and keep an audit of what they did; a
+//! relay carries the heartbeats to a monitor, which keeps a ledger of what it saw. Two independent
+//! ledgers, compared slot by slot, tell a heartbeat that was never sent from one that is late or
+//! lost.
+//!
+//! # Map
+//!
+//! Every module uses only modules that stand below it here.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cli`] | the command line, and the operator's commands |
+//! | [`standalone`] | all roles in one process, on private servers |
+//! | [`payments`] | role: a service under watch |
+//! | [`relay`] | role: from the streams to the monitor |
+//! | [`monitor`] | role: windows, events, alerts, API |
+//! | [`local`] | private Redis and MySQL servers as child processes |
+//! | [`http`] | serving, errors, health and readiness; the HTTP client |
+//! | [`stream`] | the only user of Redis |
+//! | [`db`] | pools, schemas, transactions, what a failure means |
+//! | [`config`] | command-line values that roles share |
+//! | [`shutdown`], [`telemetry`], [`retry`], [`clock`] | stopping, logs, back-off, the time |
+//! | [`wire`] | heartbeats, windows and slots: pure |
+//!
+//! Roles never use each other. A role is a `run` function that takes its options and a token that
+//! tells it to stop; each of its loops is a thin shell around a step that tests call directly.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod db;
+pub mod http;
+pub mod local;
+pub mod monitor;
+pub mod payments;
+pub mod relay;
+pub mod retry;
+pub mod shutdown;
+pub mod standalone;
+pub mod stream;
+pub mod telemetry;
+pub mod wire;

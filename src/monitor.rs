@@ -1,0 +1,123 @@
+//! The monitor: takes heartbeats in, keeps windows and what is known of their slots, closes
+//! windows whose time is over, and serves what it knows.
+//!
+//! Data flows one way: [`api`] reads a request, [`ingest`] or [`sweep`] decides, `repository`
+//! stores. [`window`] holds the rules, which know neither database nor clock. Any number of
+//! monitors may share one database: the primary key of an event decides between a heartbeat and
+//! the verdict that it is missing, and a sweep skips windows that another monitor is closing.
+
+pub mod api;
+pub mod ingest;
+mod repository;
+pub mod sweep;
+pub mod window;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Args;
+use sqlx::MySqlPool;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::repository::Filter;
+use self::window::StoredWindow;
+use crate::config::{DatabaseArgs, StartArgs, TickArgs, duration, positive_duration};
+use crate::http::Readiness;
+use crate::wire::Tick;
+use crate::{db, http, shutdown};
+
+/// What a person calls this role's database.
+pub const DATABASE: &str = "monitor database";
+
+/// Options of the role.
+#[derive(Args, Clone, Debug)]
+pub struct MonitorArgs {
+    /// Address to serve the API on
+    #[arg(long, env = "LISTEN", default_value = "0.0.0.0:5001", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+
+    /// Longest time between two looks for windows to close
+    #[arg(long, env = "SWEEP_INTERVAL", default_value = "5s", value_name = "DURATION",
+          value_parser = positive_duration)]
+    pub sweep_interval: Duration,
+
+    /// How long after the end of its last slot a window stays open
+    #[arg(long, env = "GRACE", default_value = "2s", value_name = "DURATION",
+          value_parser = duration)]
+    pub grace: Duration,
+
+    /// The monitor database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+
+    /// Tick of messages that name none.
+    #[command(flatten)]
+    pub tick: TickArgs,
+
+    /// Patience at start.
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// What every part of a running monitor works with.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    /// The monitor database.
+    pub pool: MySqlPool,
+    /// Tick of messages that name none.
+    pub default_tick: Tick,
+    /// How long after the end of its last slot a window stays open.
+    pub grace: Duration,
+    /// What keeps the monitor from its work.
+    pub readiness: Readiness,
+}
+
+/// Runs the role until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, with a sentence for a person, or when a part of it dies.
+pub async fn run(args: MonitorArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listener = http::bind(args.listen, "the monitor").await?;
+    serve(args, listener, shutdown).await
+}
+
+/// The windows that start last, latest first, with their counts as of now.
+///
+/// # Errors
+/// When the database does not do its part.
+pub async fn latest_windows(pool: &MySqlPool, limit: u32) -> Result<Vec<StoredWindow>, db::Error> {
+    repository::list_windows(pool, &Filter::default(), limit).await
+}
+
+/// Runs the role on a socket that is already open.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn serve(
+    args: MonitorArgs,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    tracing::info!(?args, "the monitor starts");
+    let url = &args.database.database_url;
+    let pool = db::connect(url, DATABASE, args.start.connect_timeout).await?;
+    let may_change = args.database.create_schema_on_startup;
+    db::prepare_schema(&pool, &db::MONITOR_SCHEMA, DATABASE, may_change).await?;
+    let monitor = Monitor {
+        pool,
+        default_tick: args.tick.heartbeat_interval_seconds,
+        grace: args.grace,
+        readiness: Readiness::default(),
+    };
+
+    let mut tasks = JoinSet::new();
+    let router = api::router(monitor.clone());
+    tasks.spawn(http::serve(listener, router, api::MAX_BODY_BYTES, shutdown.clone()));
+    tasks.spawn(sweep::run(monitor.clone(), args.sweep_interval, shutdown.clone()));
+    tracing::info!(listen = %args.listen, "the monitor is ready");
+    let ended = shutdown::join_all(tasks, &shutdown).await;
+    monitor.pool.close().await;
+    ended
+}

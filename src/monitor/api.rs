@@ -1,0 +1,243 @@
+//! The monitor's HTTP API: extract, call, answer.
+//!
+//! Heartbeats and announcements are answered only after their commit. A duplicate, a late and an
+//! unscheduled heartbeat are successes: the sender has done its part.
+
+mod views;
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use self::views::{HeartbeatView, OutcomeView, SlotView, SweptView, WindowPage, WindowView};
+use super::ingest::{self, Outcome};
+use super::repository::{self, Filter, Position};
+use super::{Monitor, sweep};
+use crate::http::{ApiError, Body, Params, PathUuid};
+use crate::wire::{Heartbeat, Timestamp, Window, WireError};
+use crate::{clock, db};
+
+/// Largest body of any request: a full batch.
+pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// Most items of one batch.
+pub const MAX_BATCH_ITEMS: usize = 1_000;
+/// Windows of one page, unless asked otherwise, and at the most.
+const PAGE: (u32, u32) = (50, 500);
+/// How long `/ready` waits for the database.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Every route of the role.
+pub fn router(monitor: Monitor) -> Router {
+    let api = Router::new()
+        .route("/heartbeats", post(post_heartbeat))
+        .route("/heartbeats/batch", post(post_heartbeats))
+        .route("/windows", post(post_window).get(get_windows))
+        .route("/windows/batch", post(post_windows))
+        .route("/windows/sweep", post(post_sweep))
+        .route("/windows/{uuid}", get(get_window));
+    Router::new()
+        .route("/health", get(async || Json(json!({"ok": true, "service": "monitor"}))))
+        .route("/ready", get(ready))
+        .nest("/api/monitor", api)
+        .with_state(monitor)
+}
+
+async fn ready(State(monitor): State<Monitor>) -> Response {
+    let ping = tokio::time::timeout(PING_TIMEOUT, db::ping(&monitor.pool)).await;
+    match ping {
+        Ok(Ok(())) => monitor.readiness.works("database"),
+        Ok(Err(error)) => monitor.readiness.trouble("database", error.class.advice()),
+        Err(_) => monitor.readiness.trouble("database", "does not answer"),
+    }
+    monitor.readiness.answer()
+}
+
+async fn post_heartbeat(
+    State(monitor): State<Monitor>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let now = clock::now();
+    let heartbeat = Heartbeat::parse(&body, monitor.default_tick)?;
+    let outcomes = ingest::ingest(&monitor, vec![heartbeat.clone()], now).await?;
+    refuse_if_rejected(outcomes)?;
+    let window = stored_window(&monitor, heartbeat.window.uuid).await?;
+    let heartbeat = HeartbeatView::new(&heartbeat, &window.stored.window, now);
+    let answer = json!({"heartbeat": heartbeat, "window": window});
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+async fn post_heartbeats(
+    State(monitor): State<Monitor>,
+    Body(body): Body,
+) -> Result<Json<Vec<OutcomeView>>, ApiError> {
+    let parsed = parse_items(&body, |item| Heartbeat::parse(item, monitor.default_tick))?;
+    answer_items(parsed, async |heartbeats| {
+        ingest::ingest(&monitor, heartbeats, clock::now()).await
+    })
+    .await
+}
+
+async fn post_window(
+    State(monitor): State<Monitor>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let window = Window::parse(&body, monitor.default_tick)?;
+    let uuid = window.uuid;
+    refuse_if_rejected(ingest::announce(&monitor, vec![window], clock::now()).await?)?;
+    let window = stored_window(&monitor, uuid).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"window": window}))).into_response())
+}
+
+async fn post_windows(
+    State(monitor): State<Monitor>,
+    Body(body): Body,
+) -> Result<Json<Vec<OutcomeView>>, ApiError> {
+    let parsed = parse_items(&body, |item| Window::parse(item, monitor.default_tick))?;
+    answer_items(parsed, async |windows| ingest::announce(&monitor, windows, clock::now()).await)
+        .await
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct SweepRequest {
+    window_uuid: Option<Uuid>,
+}
+
+async fn post_sweep(
+    State(monitor): State<Monitor>,
+    body: Body,
+) -> Result<Json<SweptView>, ApiError> {
+    let request: SweepRequest = body.object_or_empty()?;
+    let now = clock::now();
+    let swept = match request.window_uuid {
+        None => sweep::sweep_on_request(&monitor, now).await?,
+        Some(uuid) => {
+            sweep::sweep_window(&monitor, uuid, now).await?.ok_or_else(|| unknown_window(uuid))?
+        }
+    };
+    Ok(Json(SweptView::from(swept)))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WindowsQuery {
+    service: Option<String>,
+    status: Option<String>,
+    from: Option<String>,
+    to: Option<String>,
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+impl WindowsQuery {
+    fn filter(&self) -> Result<Filter, ApiError> {
+        let named = |name: &'static str| move |error| ApiError::bad_request(format!("{name} {error}"));
+        let time = |name, text: &Option<String>| {
+            text.as_deref().map(Timestamp::parse).transpose().map_err(|error| named(name)(error.to_string()))
+        };
+        let service = self.service.as_deref().map(str::parse).transpose();
+        let status = self.status.as_deref().map(str::parse).transpose();
+        let after = self.cursor.as_deref().map(str::parse::<Position>).transpose();
+        Ok(Filter {
+            service: service.map_err(|error: WireError| named("service")(error.to_string()))?,
+            status: status.map_err(named("status"))?,
+            from: time("from", &self.from)?,
+            to: time("to", &self.to)?,
+            after: after.map_err(named("cursor"))?,
+        })
+    }
+
+    fn limit(&self) -> Result<u32, ApiError> {
+        let (default, most) = PAGE;
+        let limit = self.limit.unwrap_or(default);
+        if (1..=most).contains(&limit) {
+            return Ok(limit);
+        }
+        Err(ApiError::bad_request(format!("limit must be from 1 to {most}")))
+    }
+}
+
+async fn get_windows(
+    State(monitor): State<Monitor>,
+    Params(query): Params<WindowsQuery>,
+) -> Result<Json<WindowPage>, ApiError> {
+    let limit = query.limit()?;
+    let windows = repository::list_windows(&monitor.pool, &query.filter()?, limit).await?;
+    Ok(Json(WindowPage::new(windows, limit)))
+}
+
+async fn get_window(
+    State(monitor): State<Monitor>,
+    PathUuid(uuid): PathUuid,
+) -> Result<Response, ApiError> {
+    let window = stored_window(&monitor, uuid).await?;
+    let events = repository::slot_events(&monitor.pool, window.stored.id).await?;
+    let slots = SlotView::all(&window.stored.window, &events);
+    Ok(Json(window.with_slots(slots)).into_response())
+}
+
+async fn stored_window(monitor: &Monitor, uuid: Uuid) -> Result<WindowView, ApiError> {
+    let found = repository::find_window(&monitor.pool, uuid).await?;
+    found.map(WindowView::from).ok_or_else(|| unknown_window(uuid))
+}
+
+fn unknown_window(uuid: Uuid) -> ApiError {
+    ApiError::not_found(format!("no window {uuid} is known"))
+}
+
+fn refuse_if_rejected(outcomes: Vec<Outcome>) -> Result<(), ApiError> {
+    match outcomes.into_iter().next() {
+        Some(Outcome::Rejected(reason)) => {
+            Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads each item of an array on its own, so that one bad item does not fail its neighbours.
+fn parse_items<T>(
+    body: &[u8],
+    parse: impl Fn(&[u8]) -> Result<T, WireError>,
+) -> Result<Vec<Result<T, String>>, ApiError> {
+    let items: Vec<&RawValue> = serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("the body must be a JSON array: {error}")))?;
+    if items.len() > MAX_BATCH_ITEMS {
+        return Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("a batch may have at most {MAX_BATCH_ITEMS} items"),
+        ));
+    }
+    let parse = |item: &RawValue| parse(item.get().as_bytes()).map_err(|error| error.to_string());
+    Ok(items.into_iter().map(parse).collect())
+}
+
+/// Hands the good items on and puts the answers back in the order of the array.
+async fn answer_items<T>(
+    parsed: Vec<Result<T, String>>,
+    take: impl AsyncFnOnce(Vec<T>) -> Result<Vec<Outcome>, db::Error>,
+) -> Result<Json<Vec<OutcomeView>>, ApiError> {
+    let mut reasons = Vec::with_capacity(parsed.len());
+    let mut good = Vec::with_capacity(parsed.len());
+    for item in parsed {
+        match item {
+            Ok(item) => {
+                good.push(item);
+                reasons.push(None);
+            }
+            Err(reason) => reasons.push(Some(reason)),
+        }
+    }
+    let mut outcomes = take(good).await?.into_iter();
+    let answers = reasons
+        .into_iter()
+        .filter_map(|reason| reason.map(Outcome::Rejected).or_else(|| outcomes.next()));
+    Ok(Json(answers.map(OutcomeView::from).collect()))
+}

@@ -1,0 +1,238 @@
+//! The JSON that the API shows, apart from what is stored.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use serde::Serialize;
+use serde::ser::Serializer;
+use uuid::Uuid;
+
+use crate::monitor::ingest::Outcome;
+use crate::monitor::repository::{Position, SlotEvent};
+use crate::monitor::sweep::Swept;
+use crate::monitor::window::StoredWindow;
+use crate::wire::{Heartbeat, Slot, Timestamp, Window};
+
+/// A window, with the columns' names and the status in lower case.
+#[derive(Debug, Serialize)]
+pub(super) struct WindowView {
+    #[serde(skip)]
+    pub(super) stored: StoredWindow,
+    window_uuid: Uuid,
+    service: String,
+    status: String,
+    error_status_no_reportado: Option<f64>,
+    error_status_generado: Option<f64>,
+    tick_seconds: f64,
+    expected_reports: u32,
+    received_reports: u32,
+    error_reports: u32,
+    missing_reports: u32,
+    unscheduled_reports: u32,
+    window_from: Timestamp,
+    window_to: Timestamp,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    closed_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slots: Option<Vec<SlotView>>,
+}
+
+impl WindowView {
+    pub(super) fn with_slots(self, slots: Vec<SlotView>) -> Self {
+        Self { slots: Some(slots), ..self }
+    }
+}
+
+impl From<StoredWindow> for WindowView {
+    fn from(stored: StoredWindow) -> Self {
+        let window = &stored.window;
+        Self {
+            window_uuid: window.uuid,
+            service: window.service.to_string(),
+            status: stored.status.to_string(),
+            error_status_no_reportado: window.rates.error_status_no_reportado,
+            error_status_generado: window.rates.error_status_generado,
+            tick_seconds: window.tick().seconds(),
+            expected_reports: window.slots(),
+            received_reports: stored.counts.received,
+            error_reports: stored.counts.errors,
+            missing_reports: stored.counts.missing,
+            unscheduled_reports: stored.unscheduled,
+            window_from: window.from(),
+            window_to: window.to(),
+            created_at: stored.created_at,
+            updated_at: stored.updated_at,
+            closed_at: stored.closed_at,
+            slots: None,
+            stored,
+        }
+    }
+}
+
+/// One page of windows, and where the next begins.
+#[derive(Debug, Serialize)]
+pub(super) struct WindowPage {
+    windows: Vec<WindowView>,
+    next: Option<Position>,
+}
+
+impl WindowPage {
+    pub(super) fn new(windows: Vec<StoredWindow>, limit: u32) -> Self {
+        let full = windows.len() >= limit as usize;
+        let last = windows.last().filter(|_| full);
+        let next = last.map(|last| Position { from: last.window.from(), id: last.id });
+        Self { windows: windows.into_iter().map(WindowView::from).collect(), next }
+    }
+}
+
+impl Serialize for Position {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}-{}", self.from.micros(), self.id))
+    }
+}
+
+impl FromStr for Position {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (from, id) = text.split_once('-').unwrap_or_default();
+        match (from.parse(), id.parse()) {
+            (Ok(micros), Ok(id)) => Ok(Self { from: Timestamp::from_micros(micros), id }),
+            _ => Err("must be the `next` of an earlier answer".to_owned()),
+        }
+    }
+}
+
+/// What the monitor knows of one slot.
+#[derive(Debug, Serialize)]
+pub(super) struct SlotView {
+    slot: u32,
+    due: Timestamp,
+    /// `ok`, `error`, `missing`, or `unknown` where nothing has come and nothing was decided.
+    status: String,
+    #[serde(flatten)]
+    event: Option<EventView>,
+}
+
+#[derive(Debug, Serialize)]
+struct EventView {
+    timestamp: Timestamp,
+    error_message: Option<String>,
+    late: bool,
+    stream_id: Option<String>,
+    recorded_at: Timestamp,
+    deliveries: i32,
+    conflicts: i32,
+}
+
+impl SlotView {
+    pub(super) fn all(window: &Window, events: &HashMap<u32, SlotEvent>) -> Vec<Self> {
+        (0..window.slots()).map(|slot| Self::new(window, slot, events.get(&slot))).collect()
+    }
+
+    fn new(window: &Window, slot: u32, event: Option<&SlotEvent>) -> Self {
+        Self {
+            slot,
+            due: window.due(slot),
+            status: event.map_or("unknown".to_owned(), |event| event.status.to_ascii_lowercase()),
+            event: event.map(EventView::from),
+        }
+    }
+}
+
+impl From<&SlotEvent> for EventView {
+    fn from(event: &SlotEvent) -> Self {
+        Self {
+            timestamp: event.report_timestamp,
+            error_message: event.error_message.clone(),
+            late: event.late,
+            stream_id: event.stream_id.clone(),
+            recorded_at: event.recorded_at,
+            deliveries: event.deliveries,
+            conflicts: event.conflicts,
+        }
+    }
+}
+
+/// A heartbeat that was taken in. Its `id` is its identity: window and slot.
+#[derive(Debug, Serialize)]
+pub(super) struct HeartbeatView {
+    id: String,
+    service: String,
+    status: &'static str,
+    error_message: Option<String>,
+    timestamp: Timestamp,
+    window_uuid: Uuid,
+    window_from: Timestamp,
+    window_to: Timestamp,
+    slot: i64,
+    ingested_at: Timestamp,
+}
+
+impl HeartbeatView {
+    pub(super) fn new(heartbeat: &Heartbeat, window: &Window, now: Timestamp) -> Self {
+        let slot = match heartbeat.slot_in(window) {
+            Slot::Scheduled(slot) => i64::from(slot),
+            Slot::Unscheduled(number) => number,
+        };
+        Self {
+            id: format!("{}:{slot}", window.uuid),
+            service: window.service.to_string(),
+            status: if heartbeat.status.is_error() { "error" } else { "ok" },
+            error_message: heartbeat.status.message().map(str::to_owned),
+            timestamp: heartbeat.timestamp,
+            window_uuid: window.uuid,
+            window_from: window.from(),
+            window_to: window.to(),
+            slot,
+            ingested_at: now,
+        }
+    }
+}
+
+/// What became of one item of a batch.
+#[derive(Debug, Serialize)]
+pub(super) struct OutcomeView {
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl From<Outcome> for OutcomeView {
+    fn from(outcome: Outcome) -> Self {
+        let (outcome, reason) = match outcome {
+            Outcome::Recorded => ("recorded", None),
+            Outcome::Duplicate => ("duplicate", None),
+            Outcome::Late => ("late", None),
+            Outcome::Unscheduled => ("unscheduled", None),
+            Outcome::Rejected(reason) => ("rejected", Some(reason)),
+        };
+        Self { outcome, reason }
+    }
+}
+
+/// What a manual sweep did.
+#[derive(Debug, Serialize)]
+pub(super) struct SweptView {
+    closed_windows: Vec<WindowView>,
+    held_windows: Vec<HeldView>,
+}
+
+#[derive(Debug, Serialize)]
+struct HeldView {
+    window_uuid: Uuid,
+    reason: String,
+}
+
+impl From<Swept> for SweptView {
+    fn from(swept: Swept) -> Self {
+        let held = swept.held.into_iter();
+        Self {
+            closed_windows: swept.closed.into_iter().map(WindowView::from).collect(),
+            held_windows: held
+                .map(|(window_uuid, reason)| HeldView { window_uuid, reason })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Taking heartbeats in: any batch, in any order, any number of times, gives the same ledger.
+//!
+//! A batch is written in one transaction, its rows sorted by primary key so that two batches never
+//! wait for each other in a circle. What each heartbeat meant is read back only when the number of
+//! affected rows says that some were there before.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::Monitor;
+use super::repository::{self, EventRow, Stored};
+use super::window::StoredWindow;
+use crate::db;
+use crate::wire::{Heartbeat, Slot, Timestamp, Window};
+
+/// How far a sender's clock may be ahead of the monitor's.
+pub const MAX_CLOCK_AHEAD: Duration = Duration::from_hours(24);
+
+/// What became of a heartbeat or an announcement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is the first for its slot.
+    Recorded,
+    /// Its slot had arrived before.
+    Duplicate,
+    /// Its slot had been found missing; now it has arrived, late.
+    Late,
+    /// It lies outside of its window's slots.
+    Unscheduled,
+    /// It cannot be taken, for this reason; sending it again will not help.
+    Rejected(String),
+}
+
+/// Announces windows. Answers one outcome each, in order.
+///
+/// # Errors
+/// When the database does not do its part; announcing again is harmless.
+pub async fn announce(
+    monitor: &Monitor,
+    windows: Vec<Window>,
+    now: Timestamp,
+) -> Result<Vec<Outcome>, db::Error> {
+    let welcome = windows.iter().filter(|window| check_window(window, now).is_ok());
+    let (known, new) = register(monitor, welcome.cloned().collect(), now).await?;
+    let outcomes = windows.iter().map(|window| {
+        let stored = check_window(window, now).and_then(|()| owned(&known, window));
+        match stored {
+            Err(reason) => Outcome::Rejected(reason),
+            Ok(_) if new.contains(&window.uuid) => Outcome::Recorded,
+            Ok(_) => Outcome::Duplicate,
+        }
+    });
+    Ok(outcomes.collect())
+}
+
+/// Takes heartbeats in. Answers one outcome each, in order, after all are committed.
+///
+/// # Errors
+/// When the database does not do its part; some may be committed, and all may be sent again.
+pub async fn ingest(
+    monitor: &Monitor,
+    heartbeats: Vec<Heartbeat>,
+    now: Timestamp,
+) -> Result<Vec<Outcome>, db::Error> {
+    let welcome = heartbeats.iter().filter(|heartbeat| check(heartbeat, now).is_ok());
+    let windows = welcome.map(|heartbeat| heartbeat.window.clone()).collect();
+    let (known, _) = register(monitor, windows, now).await?;
+    let (batch, places) = Batch::sort(heartbeats, &known, now);
+    let stored = store(monitor, batch, now).await?;
+    Ok(outcomes(places, &stored))
+}
+
+/// Where one heartbeat of a batch went.
+#[derive(Clone, Debug)]
+enum Place {
+    /// To the row of this window and slot; as its first copy in this batch, or a further one.
+    Scheduled((i64, u32), bool),
+    Unscheduled,
+    Nowhere(String),
+}
+
+/// The rows of a batch, each identity once, in the order of the primary key.
+#[derive(Clone, Debug, Default)]
+struct Batch {
+    scheduled: BTreeMap<(i64, u32), EventRow>,
+    unscheduled: BTreeMap<(i64, i64), EventRow>,
+}
+
+impl Batch {
+    fn sort(
+        heartbeats: Vec<Heartbeat>,
+        known: &HashMap<Uuid, StoredWindow>,
+        now: Timestamp,
+    ) -> (Self, Vec<Place>) {
+        let mut batch = Self::default();
+        let places = heartbeats.into_iter().map(|heartbeat| batch.add(heartbeat, known, now));
+        let places = places.collect();
+        (batch, places)
+    }
+
+    fn add(
+        &mut self,
+        heartbeat: Heartbeat,
+        known: &HashMap<Uuid, StoredWindow>,
+        now: Timestamp,
+    ) -> Place {
+        let stored = check(&heartbeat, now).and_then(|()| owned(known, &heartbeat.window));
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(reason) => return Place::Nowhere(reason),
+        };
+        match heartbeat.slot_in(&stored.window) {
+            Slot::Scheduled(slot) => {
+                let key = (stored.id, slot);
+                let first = EventRow::add(&mut self.scheduled, key, heartbeat);
+                Place::Scheduled(key, first)
+            }
+            Slot::Unscheduled(number) => {
+                EventRow::add(&mut self.unscheduled, (stored.id, number), heartbeat);
+                Place::Unscheduled
+            }
+        }
+    }
+}
+
+fn check(heartbeat: &Heartbeat, now: Timestamp) -> Result<(), String> {
+    check_window(&heartbeat.window, now)?;
+    check_ahead("timestamp", heartbeat.timestamp, now)
+}
+
+fn check_window(window: &Window, now: Timestamp) -> Result<(), String> {
+    check_ahead("window_from", window.from(), now)
+}
+
+fn check_ahead(name: &str, at: Timestamp, now: Timestamp) -> Result<(), String> {
+    if at <= now.plus(MAX_CLOCK_AHEAD) {
+        return Ok(());
+    }
+    Err(format!(
+        "{name} {at} is more than {} h ahead of the monitor's clock: check the sender's clock",
+        MAX_CLOCK_AHEAD.as_secs() / 3_600
+    ))
+}
+
+/// The window as it is stored, if it belongs to the same service.
+fn owned<'k>(
+    known: &'k HashMap<Uuid, StoredWindow>,
+    window: &Window,
+) -> Result<&'k StoredWindow, String> {
+    match known.get(&window.uuid) {
+        Some(stored) if stored.window.service == window.service => Ok(stored),
+        Some(_) => Err(format!("window {} belongs to another service", window.uuid)),
+        None => Err(format!("window {} could not be registered", window.uuid)),
+    }
+}
+
+/// Makes sure that windows are known; a window's first definition stands. Answers all of them, and
+/// which were new.
+async fn register(
+    monitor: &Monitor,
+    windows: Vec<Window>,
+    now: Timestamp,
+) -> Result<(HashMap<Uuid, StoredWindow>, BTreeSet<Uuid>), db::Error> {
+    let wanted: BTreeSet<Uuid> = windows.iter().map(|window| window.uuid).collect();
+    let uuids: Vec<Uuid> = wanted.iter().copied().collect();
+    let mut known = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
+    let mut new = BTreeMap::new();
+    for window in windows.into_iter().filter(|window| !known.contains_key(&window.uuid)) {
+        new.entry(window.uuid).or_insert(window);
+    }
+    let uuids: BTreeSet<Uuid> = new.keys().copied().collect();
+    if !new.is_empty() {
+        let definitions: Arc<[Window]> = new.into_values().collect();
+        db::transaction(&monitor.pool, "register windows", move |connection| {
+            let definitions = Arc::clone(&definitions);
+            Box::pin(async move {
+                repository::insert_windows(connection, &definitions, now).await
+            })
+        })
+        .await?;
+        let uuids: Vec<Uuid> = uuids.iter().copied().collect();
+        known.extend(repository::windows_by_uuid(&monitor.pool, &uuids).await?);
+    }
+    Ok((known, uuids))
+}
+
+/// Writes a batch in one transaction. Answers what was there before, for rows that were not new.
+async fn store(
+    monitor: &Monitor,
+    batch: Batch,
+    now: Timestamp,
+) -> Result<HashMap<(i64, u32), Stored>, db::Error> {
+    if batch.scheduled.is_empty() && batch.unscheduled.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let batch = Arc::new(batch);
+    db::transaction(&monitor.pool, "store heartbeats", move |connection| {
+        let batch = Arc::clone(&batch);
+        Box::pin(async move {
+            repository::insert_unscheduled(connection, &batch.unscheduled, now).await?;
+            let affected = repository::insert_events(connection, &batch.scheduled, now).await?;
+            if affected == batch.scheduled.len() as u64 {
+                return Ok(HashMap::new());
+            }
+            let stored = repository::read_back(connection, &batch.scheduled).await?;
+            let revised: BTreeSet<i64> = stored
+                .iter()
+                .filter(|(_, stored)| **stored == Stored::Late)
+                .map(|((window_id, _), _)| *window_id)
+                .collect();
+            for window_id in revised {
+                repository::revise_closed(connection, window_id, now).await?;
+            }
+            Ok(stored)
+        })
+    })
+    .await
+}
+
+fn outcomes(places: Vec<Place>, stored: &HashMap<(i64, u32), Stored>) -> Vec<Outcome> {
+    let outcome = |place| match place {
+        Place::Nowhere(reason) => Outcome::Rejected(reason),
+        Place::Unscheduled => Outcome::Unscheduled,
+        Place::Scheduled(_, false) => Outcome::Duplicate,
+        Place::Scheduled(key, true) => match stored.get(&key) {
+            None | Some(Stored::New) => Outcome::Recorded,
+            Some(Stored::Late) => Outcome::Late,
+            Some(Stored::Before) => Outcome::Duplicate,
+        },
+    };
+    places.into_iter().map(outcome).collect()
+}

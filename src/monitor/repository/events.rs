@@ -1,0 +1,256 @@
+//! Rows of `events` and `unscheduled_events`: what is known of each slot.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use chrono::{DateTime, Utc};
+use sqlx::mysql::{MySqlConnection, MySqlRow};
+use sqlx::query_builder::QueryBuilder;
+use sqlx::{MySql, MySqlPool, Row};
+
+use super::{chunks, push_list};
+use crate::db;
+use crate::wire::{Heartbeat, Timestamp, Window};
+
+/// One row to write: the first heartbeat of an identity, and how many more the batch held.
+#[derive(Clone, Debug)]
+pub(in crate::monitor) struct EventRow {
+    heartbeat: Heartbeat,
+    deliveries: u32,
+    conflicts: u32,
+}
+
+impl EventRow {
+    /// Adds a heartbeat to the rows of a batch. Answers whether it is the first of its identity.
+    pub(in crate::monitor) fn add<K: Ord>(
+        rows: &mut BTreeMap<K, Self>,
+        key: K,
+        heartbeat: Heartbeat,
+    ) -> bool {
+        match rows.get_mut(&key) {
+            None => {
+                rows.insert(key, Self { heartbeat, deliveries: 1, conflicts: 0 });
+                true
+            }
+            Some(row) => {
+                row.deliveries += 1;
+                row.conflicts += u32::from(!row.heartbeat.says_the_same(&heartbeat));
+                false
+            }
+        }
+    }
+}
+
+/// What a slot's row was before a batch wrote to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::monitor) enum Stored {
+    /// Not there.
+    New,
+    /// A heartbeat that had arrived.
+    Before,
+    /// The verdict that it is missing, which the batch has replaced.
+    Late,
+}
+
+/// What is known of one slot.
+#[derive(Clone, Debug)]
+pub(in crate::monitor) struct SlotEvent {
+    /// `OK`, `ERROR` or `MISSING`.
+    pub(in crate::monitor) status: String,
+    pub(in crate::monitor) report_timestamp: Timestamp,
+    pub(in crate::monitor) error_message: Option<String>,
+    pub(in crate::monitor) stream_id: Option<String>,
+    pub(in crate::monitor) recorded_at: Timestamp,
+    pub(in crate::monitor) late: bool,
+    pub(in crate::monitor) deliveries: i32,
+    pub(in crate::monitor) conflicts: i32,
+}
+
+/// The update runs from left to right, and `status` comes last because the others look at it. A row
+/// that counted as missing becomes what arrived; any other row keeps its first content.
+const ON_EVENT_EXISTS: &str = " ON DUPLICATE KEY UPDATE \
+    conflicts = conflicts + VALUES(conflicts) + IF(status = 'MISSING' OR (\
+        status = VALUES(status) AND report_timestamp = VALUES(report_timestamp) \
+        AND error_message <=> VALUES(error_message)), 0, VALUES(deliveries) - VALUES(conflicts)), \
+    late = IF(status = 'MISSING', TRUE, late), \
+    report_timestamp = IF(status = 'MISSING', VALUES(report_timestamp), report_timestamp), \
+    error_message = IF(status = 'MISSING', VALUES(error_message), error_message), \
+    stream_id = IF(status = 'MISSING', VALUES(stream_id), stream_id), \
+    recorded_at = IF(status = 'MISSING', VALUES(recorded_at), recorded_at), \
+    deliveries = deliveries + VALUES(deliveries), \
+    status = IF(status = 'MISSING', VALUES(status), status)";
+
+const ON_UNSCHEDULED_EXISTS: &str = " ON DUPLICATE KEY UPDATE \
+    conflicts = conflicts + VALUES(conflicts) + IF(status = VALUES(status) \
+        AND report_timestamp = VALUES(report_timestamp) \
+        AND error_message <=> VALUES(error_message), 0, VALUES(deliveries) - VALUES(conflicts)), \
+    deliveries = deliveries + VALUES(deliveries)";
+
+/// Writes heartbeats. Answers the affected rows as MySQL counts them: 1 for a new row, 2 for one
+/// that was there.
+pub(in crate::monitor) async fn insert_events(
+    connection: &mut MySqlConnection,
+    rows: &BTreeMap<(i64, u32), EventRow>,
+    now: Timestamp,
+) -> Result<u64, db::Error> {
+    let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, i64::from(*slot), row)).collect();
+    insert(connection, "events", ON_EVENT_EXISTS, &rows, now).await
+}
+
+/// Writes heartbeats that lie outside of their window's slots.
+pub(in crate::monitor) async fn insert_unscheduled(
+    connection: &mut MySqlConnection,
+    rows: &BTreeMap<(i64, i64), EventRow>,
+    now: Timestamp,
+) -> Result<u64, db::Error> {
+    let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, *slot, row)).collect();
+    insert(connection, "unscheduled_events", ON_UNSCHEDULED_EXISTS, &rows, now).await
+}
+
+async fn insert(
+    connection: &mut MySqlConnection,
+    table: &str,
+    on_exists: &str,
+    rows: &[(i64, i64, &EventRow)],
+    now: Timestamp,
+) -> Result<u64, db::Error> {
+    let now = DateTime::<Utc>::from(now);
+    let mut affected = 0;
+    for chunk in chunks(rows) {
+        let mut query = QueryBuilder::<MySql>::new("INSERT INTO ");
+        query.push(table).push(
+            " (window_id, slot, status, report_timestamp, error_message, stream_id, recorded_at, \
+             deliveries, conflicts) ",
+        );
+        query.push_values(chunk, |mut values, (window_id, slot, row)| {
+            let heartbeat = &row.heartbeat;
+            values
+                .push_bind(window_id)
+                .push_bind(slot)
+                .push_bind(if heartbeat.status.is_error() { "ERROR" } else { "OK" })
+                .push_bind(DateTime::<Utc>::from(heartbeat.timestamp))
+                .push_bind(heartbeat.status.message())
+                .push_bind(heartbeat.stream_id.as_deref())
+                .push_bind(now)
+                .push_bind(row.deliveries)
+                .push_bind(row.conflicts);
+        });
+        query.push(on_exists);
+        affected += query.build().execute(&mut *connection).await?.rows_affected();
+    }
+    Ok(affected)
+}
+
+/// Writes the verdict MISSING for slots of a window, each at the time it was due, where nothing is
+/// known of the slot.
+pub(in crate::monitor) async fn insert_missing(
+    connection: &mut MySqlConnection,
+    (window_id, window): (i64, &Window),
+    slots: &[u32],
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    let now = DateTime::<Utc>::from(now);
+    for chunk in chunks(slots) {
+        let mut query = QueryBuilder::<MySql>::new(
+            "INSERT INTO events (window_id, slot, status, report_timestamp, recorded_at, deliveries) ",
+        );
+        query.push_values(chunk, |mut values, slot| {
+            values
+                .push_bind(window_id)
+                .push_bind(slot)
+                .push("'MISSING'")
+                .push_bind(DateTime::<Utc>::from(window.due(*slot)))
+                .push_bind(now)
+                .push("0");
+        });
+        query.push(" ON DUPLICATE KEY UPDATE slot = slot");
+        query.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// The slots of which anything is known, per window.
+pub(in crate::monitor) async fn present_slots(
+    connection: &mut MySqlConnection,
+    window_ids: &[i64],
+) -> Result<HashMap<i64, BTreeSet<u32>>, db::Error> {
+    let mut present: HashMap<i64, BTreeSet<u32>> = HashMap::new();
+    for chunk in chunks(window_ids) {
+        let mut query =
+            QueryBuilder::<MySql>::new("SELECT window_id, slot FROM events WHERE window_id IN ");
+        push_list(&mut query, chunk.iter().copied());
+        for row in query.build().fetch_all(&mut *connection).await? {
+            let slot: i32 = row.try_get("slot")?;
+            present.entry(row.try_get("window_id")?).or_default().insert(slot_number(slot)?);
+        }
+    }
+    Ok(present)
+}
+
+/// What the rows of a batch were before it wrote them. Ask in the same transaction.
+pub(in crate::monitor) async fn read_back(
+    connection: &mut MySqlConnection,
+    rows: &BTreeMap<(i64, u32), EventRow>,
+) -> Result<HashMap<(i64, u32), Stored>, db::Error> {
+    let keys: Vec<&(i64, u32)> = rows.keys().collect();
+    let mut stored = HashMap::with_capacity(keys.len());
+    for chunk in chunks(&keys) {
+        let mut query = QueryBuilder::<MySql>::new(
+            "SELECT window_id, slot, late, deliveries FROM events WHERE ",
+        );
+        let mut alternatives = query.separated(" OR ");
+        for (window_id, slot) in chunk {
+            alternatives.push("(window_id = ");
+            alternatives.push_bind_unseparated(window_id);
+            alternatives.push_unseparated(" AND slot = ");
+            alternatives.push_bind_unseparated(slot);
+            alternatives.push_unseparated(")");
+        }
+        for row in query.build().fetch_all(&mut *connection).await? {
+            let slot: i32 = row.try_get("slot")?;
+            let key = (row.try_get("window_id")?, slot_number(slot)?);
+            let deliveries: i32 = row.try_get("deliveries")?;
+            let mine = rows.get(&key).map_or(0, |row| row.deliveries);
+            let before = match (i64::from(deliveries) > i64::from(mine), row.try_get("late")?) {
+                (true, _) => Stored::Before,
+                (false, true) => Stored::Late,
+                (false, false) => Stored::New,
+            };
+            stored.insert(key, before);
+        }
+    }
+    Ok(stored)
+}
+
+/// Everything that is known of a window's slots.
+pub(in crate::monitor) async fn slot_events(
+    pool: &MySqlPool,
+    window_id: i64,
+) -> Result<HashMap<u32, SlotEvent>, db::Error> {
+    let rows = sqlx::query(
+        "SELECT slot, status, report_timestamp, error_message, stream_id, recorded_at, late, \
+         deliveries, conflicts FROM events WHERE window_id = ?",
+    )
+    .bind(window_id)
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(slot_event).collect()
+}
+
+fn slot_event(row: &MySqlRow) -> Result<(u32, SlotEvent), db::Error> {
+    let event = SlotEvent {
+        status: row.try_get("status")?,
+        report_timestamp: row.try_get::<DateTime<Utc>, _>("report_timestamp")?.into(),
+        error_message: row.try_get("error_message")?,
+        stream_id: row.try_get("stream_id")?,
+        recorded_at: row.try_get::<DateTime<Utc>, _>("recorded_at")?.into(),
+        late: row.try_get("late")?,
+        deliveries: row.try_get("deliveries")?,
+        conflicts: row.try_get("conflicts")?,
+    };
+    Ok((slot_number(row.try_get("slot")?)?, event))
+}
+
+fn slot_number(slot: i32) -> Result<u32, db::Error> {
+    u32::try_from(slot)
+        .map_err(|_| db::Error::bad_row(format!("table events, column slot: {slot} is negative")))
+}

@@ -1,0 +1,144 @@
+//! A service under watch: opens windows, sends a heartbeat per slot or omits it as planned, and
+//! keeps an audit of what it did.
+//!
+//! Intent comes before outcome. A window and its plan are stored before its first slot; each tick
+//! is stored in the audit before it is sent, and marked as sent only after Redis has answered. The
+//! audit is therefore the outbox: whatever a crash interrupts, the rows that are not marked are
+//! sent again, and the monitor drops what it had seen.
+//!
+//! [`plan`] holds the rules, [`emitter`] carries a window out, [`continuous`] opens one window
+//! after the other, [`api`] opens them on request, `repository` stores.
+
+pub mod api;
+pub mod continuous;
+pub mod emitter;
+pub mod plan;
+mod repository;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use sqlx::MySqlPool;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::{DatabaseArgs, StartArgs, StreamArgs, TickArgs, positive_duration};
+use crate::http::Readiness;
+use crate::stream::{Link, Producer};
+use crate::wire::{ServiceName, Tick};
+use crate::{db, http, shutdown};
+
+pub use repository::{AuditTotals, totals_by_window};
+
+/// What a person calls this role's database.
+pub const DATABASE: &str = "payments database";
+
+/// Options of the role.
+#[derive(Args, Clone, Debug)]
+pub struct PaymentsArgs {
+    /// Name of the service
+    #[arg(long, env = "SERVICE_NAME", value_name = "NAME")]
+    pub name: ServiceName,
+
+    /// Address to serve the API on
+    #[arg(long, env = "LISTEN", default_value = "0.0.0.0:5000", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+
+    /// Open windows back to back, without being asked
+    #[arg(long, env = "CONTINUOUS")]
+    pub continuous: bool,
+
+    /// Length of the windows that --continuous opens [default: random, 60s to 300s]
+    #[arg(long, env = "WINDOW_DURATION", value_name = "DURATION", value_parser = positive_duration)]
+    pub window_duration: Option<Duration>,
+
+    /// The payments database, which all services share.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+
+    /// Where heartbeats go.
+    #[command(flatten)]
+    pub stream: StreamArgs,
+
+    /// Tick of windows whose request names none.
+    #[command(flatten)]
+    pub tick: TickArgs,
+
+    /// Patience at start.
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// What every part of a running service works with.
+#[derive(Clone, Debug)]
+pub struct Payments {
+    /// Name of the service.
+    pub service: ServiceName,
+    /// The payments database.
+    pub pool: MySqlPool,
+    /// Where heartbeats go.
+    pub producer: Producer,
+    /// Tick of windows whose request names none.
+    pub default_tick: Tick,
+    /// This process, in the leases that it holds on windows.
+    pub owner: Uuid,
+    /// What keeps the service from its work.
+    pub readiness: Readiness,
+}
+
+/// Runs the role until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, with a sentence for a person, or when a part of it dies.
+pub async fn run(args: PaymentsArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listener = http::bind(args.listen, args.name.as_str()).await?;
+    serve(args, listener, shutdown).await
+}
+
+/// Runs the role on a socket that is already open.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn serve(
+    args: PaymentsArgs,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    tracing::info!(?args, "a payments service starts");
+    let payments = connect(&args).await?;
+    let (emitter, requests) = emitter::Emitter::new(payments.clone());
+    let mut tasks = JoinSet::new();
+    let router = api::router(payments.clone(), emitter.clone());
+    tasks.spawn(http::serve(listener, router, api::MAX_BODY_BYTES, shutdown.clone()));
+    tasks.spawn(emitter::run(payments.clone(), requests, shutdown.clone()));
+    if args.continuous {
+        let duration = args.window_duration;
+        tasks.spawn(continuous::run(payments.clone(), emitter, duration, shutdown.clone()));
+    }
+    tracing::info!(service = %args.name, listen = %args.listen, "a payments service is ready");
+    let ended = shutdown::join_all(tasks, &shutdown).await;
+    payments.pool.close().await;
+    ended
+}
+
+async fn connect(args: &PaymentsArgs) -> anyhow::Result<Payments> {
+    let patience = args.start.connect_timeout;
+    let redis = args.stream.url()?;
+    let link = Arc::new(Link::new(&redis)?);
+    link.wait_until_ready(&redis, patience).await?;
+    let pool = db::connect(&args.database.database_url, DATABASE, patience).await?;
+    let may_change = args.database.create_schema_on_startup;
+    db::prepare_schema(&pool, &db::PAYMENTS_SCHEMA, DATABASE, may_change).await?;
+    Ok(Payments {
+        service: args.name.clone(),
+        pool,
+        producer: Producer::new(link, args.stream.stream_name.clone()),
+        default_tick: args.tick.heartbeat_interval_seconds,
+        owner: Uuid::new_v4(),
+        readiness: Readiness::default(),
+    })
+}

@@ -1,0 +1,296 @@
+//! Carrying windows out: ticks on the clock, the outbox behind them, and the leases that say which
+//! process works on which window.
+//!
+//! Each window has a ticker, which stores what is done in each slot, and a publisher, which sends
+//! what is stored and not yet known to be sent. The two meet only in the database, so that a Redis
+//! that is away never makes a tick late.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::plan::Plan;
+use super::repository::{self, PlannedWindow};
+use super::Payments;
+use crate::retry::Backoff;
+use crate::stream::StreamError;
+use crate::wire::{Heartbeat, Timestamp};
+use crate::{clock, db, shutdown};
+
+/// Most windows that one process works on at a time.
+pub const MAX_OPEN_WINDOWS: usize = 200;
+/// How long a lease holds without being renewed: after a crash, another process takes over then.
+const LEASE: Duration = Duration::from_secs(6);
+/// How often leases are renewed, and windows without an owner looked for.
+const RENEW_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest pause of a publisher that fails.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Heartbeats that one step of a publisher sends.
+const SENDS_PER_STEP: u32 = 200;
+
+/// A handle to hand windows to the emitter of this process.
+#[derive(Clone, Debug)]
+pub struct Emitter {
+    payments: Payments,
+    windows: mpsc::Sender<PlannedWindow>,
+}
+
+impl Emitter {
+    /// A handle, and the queue behind it for [`run`].
+    #[must_use]
+    pub fn new(payments: Payments) -> (Self, mpsc::Receiver<PlannedWindow>) {
+        let (windows, queue) = mpsc::channel(MAX_OPEN_WINDOWS);
+        (Self { payments, windows }, queue)
+    }
+
+    /// Stores a window and hands it to the emitter. Answers false if a window with the same uuid
+    /// was stored before; that one stands.
+    ///
+    /// # Errors
+    /// When the database does not do its part.
+    pub async fn open(&self, plan: Plan) -> Result<bool, db::Error> {
+        let Payments { pool, owner, .. } = &self.payments;
+        if !repository::insert_window(pool, &plan, *owner, LEASE, clock::now()).await? {
+            return Ok(false);
+        }
+        // A full queue is no loss: the window is stored, and is found again when its lease is over.
+        self.windows.try_send(PlannedWindow { plan, announced: false }).ok();
+        Ok(true)
+    }
+
+    /// How many windows this process works on, which [`MAX_OPEN_WINDOWS`] bounds.
+    ///
+    /// # Errors
+    /// When the database does not do its part.
+    pub async fn open_windows(&self) -> Result<usize, db::Error> {
+        let Payments { pool, owner, .. } = &self.payments;
+        Ok(repository::owned_windows(pool, *owner).await?.len())
+    }
+}
+
+/// Carries out the windows of the queue and those that another process of this service left behind.
+/// When told to stop it hands its windows back, so that the next start resumes them at once.
+///
+/// # Errors
+/// Never; failures are logged, shown by `/ready`, and tried again.
+pub async fn run(
+    payments: Payments,
+    mut queue: mpsc::Receiver<PlannedWindow>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut emitting = Emitting { payments, tasks: TaskTracker::new(), active: Vec::new() };
+    let mut beat = tokio::time::interval(RENEW_INTERVAL);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(window) = queue.recv() => emitting.start(window),
+            _ = beat.tick() => emitting.renew_and_resume().await,
+        }
+    }
+    emitting.stop().await;
+    Ok(())
+}
+
+struct Emitting {
+    payments: Payments,
+    tasks: TaskTracker,
+    active: Vec<(Uuid, CancellationToken)>,
+}
+
+impl Emitting {
+    fn start(&mut self, window: PlannedWindow) {
+        let uuid = window.plan.window.uuid;
+        if self.active.iter().any(|(active, _)| *active == uuid) {
+            return;
+        }
+        let stop = CancellationToken::new();
+        self.active.push((uuid, stop.clone()));
+        self.tasks.spawn(carry_out(self.payments.clone(), window, stop));
+    }
+
+    /// Renews the leases of what is active, stops what another process has taken over, and starts
+    /// what nobody works on.
+    async fn renew_and_resume(&mut self) {
+        self.active.retain(|(_, stop)| !stop.is_cancelled());
+        let outcome = self.try_renew_and_resume().await;
+        self.payments.readiness.note("payments database", &outcome);
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "renewing the leases on windows failed; it will be tried again");
+        }
+    }
+
+    async fn try_renew_and_resume(&mut self) -> Result<(), db::Error> {
+        let Payments { pool, owner, service, .. } = &self.payments;
+        repository::renew_leases(pool, *owner, LEASE).await?;
+        let mine: HashSet<Uuid> =
+            repository::owned_windows(pool, *owner).await?.into_iter().collect();
+        for (uuid, stop) in &self.active {
+            if !mine.contains(uuid) {
+                stop.cancel();
+            }
+        }
+        let room = u32::try_from(MAX_OPEN_WINDOWS.saturating_sub(mine.len())).unwrap_or(0);
+        repository::claim_windows(pool, service, *owner, LEASE, room).await?;
+        for window in repository::windows_of_owner(pool, *owner).await? {
+            if !mine.contains(&window.plan.window.uuid) {
+                tracing::info!(window = %window.plan.window.uuid, "resuming a window");
+            }
+            self.start(window);
+        }
+        Ok(())
+    }
+
+    async fn stop(self) {
+        for (_, stop) in &self.active {
+            stop.cancel();
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+        let Payments { pool, owner, .. } = &self.payments;
+        if let Err(error) = repository::release_leases(pool, *owner).await {
+            tracing::warn!(%error, "handing windows back failed; their leases will run out");
+        }
+    }
+}
+
+/// Carries one window out, until it is finished or told to stop.
+async fn carry_out(payments: Payments, window: PlannedWindow, stop: CancellationToken) {
+    let (wake, ticked) = (Notify::new(), CancellationToken::new());
+    let ticker = async {
+        run_ticker(&payments, &window.plan, &wake, &stop).await;
+        ticked.cancel();
+    };
+    let publisher = run_publisher(&payments, &window, &wake, &ticked, &stop);
+    tokio::join!(ticker, publisher);
+    stop.cancel();
+}
+
+async fn run_ticker(payments: &Payments, plan: &Plan, wake: &Notify, stop: &CancellationToken) {
+    let mut done = None;
+    while let Some(slot) = plan.next_slot(done, clock::now()) {
+        let due = plan.window.due(slot);
+        if !shutdown::sleep(clock::now().until(due), stop).await {
+            return;
+        }
+        match tick_once(payments, plan, slot, clock::now()).await {
+            Ok(()) => {
+                done = Some(slot);
+                wake.notify_one();
+            }
+            Err(error) => {
+                tracing::warn!(%error, window = %plan.window.uuid, slot, "a tick was not stored");
+                payments.readiness.trouble("payments database", error.class.advice());
+                let pause = plan.window.tick().duration().min(Duration::from_secs(1)) / 5;
+                shutdown::sleep(pause, stop).await;
+            }
+        }
+    }
+}
+
+/// Stores what is done in one slot: that it is about to be sent, or that it is omitted on purpose.
+///
+/// # Errors
+/// When the database does not do its part; doing it again is harmless.
+pub async fn tick_once(
+    payments: &Payments,
+    plan: &Plan,
+    slot: u32,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    let status = plan.intent(slot).status();
+    repository::insert_tick(&payments.pool, &plan.window, slot, status.as_ref(), now).await
+}
+
+async fn run_publisher(
+    payments: &Payments,
+    window: &PlannedWindow,
+    wake: &Notify,
+    ticked: &CancellationToken,
+    stop: &CancellationToken,
+) {
+    let mut backoff = Backoff::new(Duration::from_millis(500), LONGEST_PAUSE);
+    let mut announced = window.announced;
+    loop {
+        let all_ticked = ticked.is_cancelled();
+        let outcome = publish_once(payments, &window.plan, &mut announced).await;
+        payments.readiness.note("publishing", &outcome);
+        match outcome {
+            Ok(more) if more && !stop.is_cancelled() => backoff.reset(),
+            Ok(_) if stop.is_cancelled() => return,
+            Ok(_) if all_ticked => return finish(payments, &window.plan, stop).await,
+            Ok(_) => {
+                backoff.reset();
+                tokio::select! {
+                    () = wake.notified() => (),
+                    () = ticked.cancelled() => (),
+                    () = stop.cancelled() => (),
+                }
+            }
+            Err(_) if stop.is_cancelled() => return,
+            Err(error) => {
+                tracing::warn!(%error, window = %window.plan.window.uuid, "publishing failed");
+                shutdown::sleep(backoff.next_delay(rand::random()), stop).await;
+            }
+        }
+    }
+}
+
+/// Why a step of the publisher failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The audit could not be read or marked.
+    #[error("the payments database failed: {0}")]
+    Database(#[from] db::Error),
+    /// The stream could not be written.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// Announces the window if that is not done, then sends what the audit holds and does not know to
+/// be sent. Answers whether there may be more.
+///
+/// # Errors
+/// When Redis or the database does not do its part. What was sent and could not be marked is sent
+/// again, which the monitor drops.
+pub async fn publish_once(
+    payments: &Payments,
+    plan: &Plan,
+    announced: &mut bool,
+) -> Result<bool, PublishError> {
+    let Payments { pool, producer, .. } = payments;
+    let uuid = plan.window.uuid;
+    if !*announced {
+        let id = producer.publish_announcement(&plan.window.to_json()).await?;
+        repository::mark_announced(pool, uuid, id).await?;
+        *announced = true;
+    }
+    let unsent = repository::unsent_ticks(pool, uuid, SENDS_PER_STEP).await?;
+    for tick in &unsent {
+        let heartbeat = Heartbeat {
+            window: plan.window.clone(),
+            status: tick.status.clone(),
+            timestamp: tick.timestamp,
+            slot: Some(i64::from(tick.slot)),
+            stream_id: None,
+        };
+        let id = producer.publish_heartbeat(&heartbeat.to_json()).await?;
+        repository::mark_sent(pool, uuid, tick.slot, id, clock::now()).await?;
+    }
+    Ok(unsent.len() >= SENDS_PER_STEP as usize)
+}
+
+/// Notes that a window is done, until that is stored.
+async fn finish(payments: &Payments, plan: &Plan, stop: &CancellationToken) {
+    let mut backoff = Backoff::new(Duration::from_millis(500), LONGEST_PAUSE);
+    while let Err(error) = repository::finish(&payments.pool, plan.window.uuid, clock::now()).await {
+        tracing::warn!(%error, window = %plan.window.uuid, "finishing a window failed");
+        if !shutdown::sleep(backoff.next_delay(rand::random()), stop).await {
+            return;
+        }
+    }
+    tracing::info!(window = %plan.window.uuid, "a window is done");
+}

@@ -1,0 +1,192 @@
+//! Reading: own pending entries first, then new ones, and those of relays that have died.
+//!
+//! The stream is the queue. Nothing is read unless a delivery slot is free, so that the relay's
+//! memory does not grow with the backlog.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::RelayArgs;
+use super::deliver::Delivery;
+use crate::retry::Backoff;
+use crate::shutdown;
+use crate::stream::{Entry, Source, StreamError, StreamId};
+
+/// Pause after Redis failed.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// How much to read, and how often to look for what others left.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    batch_size: usize,
+    concurrency: usize,
+    lease: Duration,
+}
+
+impl Limits {
+    /// The limits that the options ask for.
+    #[must_use]
+    pub fn new(args: &RelayArgs) -> Self {
+        Self {
+            batch_size: args.batch_size as usize,
+            concurrency: args.concurrency as usize,
+            lease: args.lease,
+        }
+    }
+}
+
+/// Reads and delivers until told to stop, then waits for what is in flight and leaves the group.
+///
+/// # Errors
+/// Never; failures are logged, shown by `/ready`, and tried again.
+pub async fn run(delivery: Arc<Delivery>, limits: Limits) -> anyhow::Result<()> {
+    let consumer = Consumer {
+        slots: Arc::new(Semaphore::new(limits.concurrency)),
+        deliveries: TaskTracker::new(),
+        delivery,
+        limits,
+    };
+    tokio::join!(consumer.read_until_stopped(), consumer.claim_until_stopped());
+    consumer.deliveries.close();
+    consumer.deliveries.wait().await;
+    if let Err(error) = consumer.delivery.group.leave().await {
+        tracing::debug!(%error, "leaving the group failed; the name stays in it");
+    }
+    Ok(())
+}
+
+struct Consumer {
+    delivery: Arc<Delivery>,
+    limits: Limits,
+    slots: Arc<Semaphore>,
+    deliveries: TaskTracker,
+}
+
+impl Consumer {
+    fn shutdown(&self) -> &CancellationToken {
+        &self.delivery.shutdown
+    }
+
+    async fn read_until_stopped(&self) {
+        let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
+        // Where to go on among our own pending entries; none once they are all in hand.
+        let mut pending_after = Some([StreamId::default(); 2]);
+        while let Some(slot) = self.slot().await {
+            match self.read_once(slot, pending_after).await {
+                Ok(next) => {
+                    backoff.reset();
+                    self.delivery.readiness.works("reading");
+                    pending_after = next;
+                }
+                Err(error) => {
+                    // What the failed read was about to bring may be pending under our name now.
+                    pending_after = Some([StreamId::default(); 2]);
+                    self.recover(error, &mut backoff).await;
+                }
+            }
+        }
+    }
+
+    /// Reads one batch and sets out to deliver it. Answers where to go on among the pending.
+    async fn read_once(
+        &self,
+        slot: OwnedSemaphorePermit,
+        pending_after: Option<[StreamId; 2]>,
+    ) -> Result<Option<[StreamId; 2]>, StreamError> {
+        let group = &self.delivery.group;
+        let Some(after) = pending_after else {
+            let entries = group.read_new(self.limits.batch_size).await?;
+            self.set_out(slot, entries);
+            return Ok(None);
+        };
+        let entries = group.read_own(self.limits.batch_size, after).await?;
+        let next = (!entries.is_empty()).then(|| ids_after(after, &entries));
+        self.set_out(slot, entries);
+        Ok(next)
+    }
+
+    /// Does what there is to do about a failed read, and waits.
+    async fn recover(&self, error: StreamError, backoff: &mut Backoff) {
+        tracing::warn!(%error, "reading the streams failed; it will be tried again");
+        self.delivery.readiness.trouble("reading", error.to_string());
+        if let StreamError::NoGroup(_) = error {
+            match self.delivery.group.create().await {
+                Ok(_) => tracing::error!(
+                    "the consumer group was gone and has been created again, from the start of the \
+                     streams: was Redis emptied or replaced?"
+                ),
+                Err(error) => tracing::warn!(%error, "creating the consumer group failed"),
+            }
+        }
+        shutdown::sleep(backoff.next_delay(rand::random()), self.shutdown()).await;
+    }
+
+    async fn claim_until_stopped(&self) {
+        while shutdown::sleep(self.limits.lease / 4, self.shutdown()).await {
+            for source in Source::ALL {
+                if let Err(error) = self.claim_all(source).await {
+                    tracing::warn!(%error, "taking over what others left failed");
+                }
+            }
+        }
+    }
+
+    /// Takes over every entry whose relay has let its lease run out.
+    async fn claim_all(&self, source: Source) -> Result<(), StreamError> {
+        let mut cursor = "0-0".to_owned();
+        while let Some(slot) = self.slot().await {
+            let Limits { lease, batch_size, .. } = self.limits;
+            let claimed = self.delivery.group.claim(source, lease, &cursor, batch_size).await?;
+            if claimed.deleted > 0 {
+                tracing::error!(
+                    entries = claimed.deleted,
+                    "pending entries were deleted from the stream by somebody else: their content \
+                     is lost"
+                );
+            }
+            if !claimed.entries.is_empty() {
+                tracing::info!(entries = claimed.entries.len(), "took over from a silent relay");
+            }
+            self.set_out(slot, claimed.entries);
+            match claimed.next {
+                Some(next) => cursor = next,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// A free delivery slot; none once told to stop.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            () = self.shutdown().cancelled() => None,
+            slot = Arc::clone(&self.slots).acquire_owned() => slot.ok(),
+        }
+    }
+
+    fn set_out(&self, slot: OwnedSemaphorePermit, entries: Vec<Entry>) {
+        let entries = self.delivery.held.take(entries);
+        if entries.is_empty() {
+            return;
+        }
+        let delivery = Arc::clone(&self.delivery);
+        self.deliveries.spawn(async move {
+            delivery.deliver(entries).await;
+            drop(slot);
+        });
+    }
+}
+
+/// The highest ids read so far, per stream.
+fn ids_after([windows, heartbeats]: [StreamId; 2], entries: &[Entry]) -> [StreamId; 2] {
+    let highest = |source, start: StreamId| {
+        let ids = entries.iter().filter(|entry| entry.source == source).map(|entry| entry.id);
+        ids.fold(start, StreamId::max)
+    };
+    [highest(Source::Windows, windows), highest(Source::Heartbeats, heartbeats)]
+}

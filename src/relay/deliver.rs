@@ -1,0 +1,237 @@
+//! Carrying one batch through: sent until the monitor answers, then acknowledged.
+//!
+//! The destination's fault is never the message's fault. Only an answer about a message itself
+//! makes it a dead letter: refused by name, refused alone, or alone making the monitor fail again
+//! and again while others pass.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::forward::{Answer, Forwarder, Item};
+use super::held::Held;
+use crate::clock;
+use crate::http::Readiness;
+use crate::retry::Backoff;
+use crate::shutdown;
+use crate::stream::{Entry, Group, Source, StreamError, StreamId};
+
+/// Pauses between two attempts.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Attempts after which a batch that makes the monitor fail is cut in two.
+const ATTEMPTS_TOGETHER: u32 = 3;
+
+/// Everything that a delivery needs. Shared by all.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The group that the entries are acknowledged in.
+    pub group: Arc<Group>,
+    /// The way to the monitor.
+    pub forwarder: Forwarder,
+    /// What is in hand.
+    pub held: Held,
+    /// What keeps the relay from its work.
+    pub readiness: Readiness,
+    /// Attempts after which a message that alone makes the monitor fail becomes a dead letter.
+    pub max_retries: u32,
+    /// How many requests the monitor has taken: proof that it works.
+    pub passed: AtomicU64,
+    /// Told to stop: what is not delivered is handed back.
+    pub shutdown: CancellationToken,
+}
+
+/// Messages that are sent together, and how that went so far.
+#[derive(Debug)]
+struct Job {
+    source: Source,
+    items: Vec<Item>,
+    backoff: Backoff,
+    /// [`Delivery::passed`] when this job first made the monitor fail.
+    passed_before: Option<u64>,
+}
+
+impl Job {
+    fn new(source: Source, items: Vec<Item>) -> Self {
+        Self { source, items, backoff: Backoff::new(PAUSE.0, PAUSE.1), passed_before: None }
+    }
+
+    /// Both halves, each starting over.
+    fn halves(mut self) -> [Self; 2] {
+        let second = self.items.split_off(self.items.len() / 2);
+        [Self::new(self.source, self.items), Self::new(self.source, second)]
+    }
+
+    fn ids(&self) -> Vec<StreamId> {
+        self.items.iter().map(|item| item.id).collect()
+    }
+}
+
+/// How messages leave the stream.
+#[derive(Clone, Copy, Debug)]
+enum Settlement<'a> {
+    /// The monitor has committed them.
+    Acknowledge(&'a [StreamId]),
+    /// It refuses this one, for this reason.
+    DeadLetter(StreamId, &'a str),
+}
+
+/// What to do with a job after an attempt.
+enum Next {
+    Done,
+    Again(Job, Option<Duration>),
+    Halves(Job),
+}
+
+impl Delivery {
+    /// Delivers entries, announcements before heartbeats. Ends when each is acknowledged, a dead
+    /// letter, or handed back because the relay stops.
+    pub async fn deliver(&self, entries: Vec<Entry>) {
+        let mut jobs = Vec::with_capacity(2);
+        for source in [Source::Heartbeats, Source::Windows] {
+            let items = self.readable(source, &entries).await;
+            if !items.is_empty() {
+                jobs.push(Job::new(source, items));
+            }
+        }
+        while let Some(job) = jobs.pop() {
+            if self.shutdown.is_cancelled() {
+                self.give_back(job.source, &job.ids()).await;
+                continue;
+            }
+            match self.attempt(job).await {
+                Next::Done => (),
+                Next::Halves(job) => jobs.extend(job.halves()),
+                Next::Again(mut job, wait) => {
+                    let delay = job.backoff.next_delay(rand::random());
+                    let delay = wait.map_or(delay, |wait| wait.max(delay));
+                    shutdown::sleep(delay, &self.shutdown).await;
+                    jobs.push(job);
+                }
+            }
+        }
+    }
+
+    /// The entries of one stream that can be sent; the others become dead letters.
+    async fn readable(&self, source: Source, entries: &[Entry]) -> Vec<Item> {
+        let mut items = Vec::with_capacity(entries.len());
+        for entry in entries.iter().filter(|entry| entry.source == source) {
+            match Item::read(entry) {
+                Ok(item) => items.push(item),
+                Err(reason) => self.dead_letter(source, entry.id, &reason).await,
+            }
+        }
+        items
+    }
+
+    async fn attempt(&self, job: Job) -> Next {
+        let answer = self.forwarder.send(job.source, &job.items).await;
+        self.note(&answer);
+        match answer {
+            Answer::Taken(outcomes) => {
+                self.passed.fetch_add(1, Ordering::Relaxed);
+                self.settle(&job, outcomes).await;
+                Next::Done
+            }
+            Answer::Refused(reason) => match job.items.as_slice() {
+                [only] => {
+                    self.dead_letter(job.source, only.id, &reason).await;
+                    Next::Done
+                }
+                _ => Next::Halves(job),
+            },
+            Answer::OneByOne => Next::Halves(job),
+            Answer::Failed(reason) => self.after_failure(job, &reason).await,
+            Answer::Unavailable { wait, .. } => Next::Again(job, wait),
+            Answer::Misconfigured(_) => Next::Again(job, None),
+        }
+    }
+
+    /// Shows what an answer says about the monitor.
+    fn note(&self, answer: &Answer) {
+        match answer {
+            Answer::Taken(_) | Answer::Refused(_) | Answer::OneByOne => {
+                self.readiness.works("monitor");
+            }
+            Answer::Failed(reason) | Answer::Unavailable { reason, .. } => {
+                tracing::warn!(reason, "the monitor cannot take messages now; trying again");
+                self.readiness.trouble("monitor", reason);
+            }
+            Answer::Misconfigured(reason) => {
+                tracing::error!(reason, "this is no monitor of ours: check --monitor-url");
+                self.readiness.trouble("monitor", reason);
+            }
+        }
+    }
+
+    /// A batch that makes the monitor fail is cut in two. A message that does so alone, while
+    /// others pass, is given up in the end.
+    async fn after_failure(&self, mut job: Job, reason: &str) -> Next {
+        let passed = self.passed.load(Ordering::Relaxed);
+        let passed_before = *job.passed_before.get_or_insert(passed);
+        let attempts = job.backoff.attempts() + 1;
+        if job.items.len() > 1 && attempts >= ATTEMPTS_TOGETHER {
+            return Next::Halves(job);
+        }
+        match job.items.as_slice() {
+            [only] if attempts >= self.max_retries && passed > passed_before => {
+                let reason = format!("{reason}, {attempts} times, while other messages passed");
+                self.dead_letter(job.source, only.id, &reason).await;
+                Next::Done
+            }
+            _ => Next::Again(job, None),
+        }
+    }
+
+    /// Acknowledges what the monitor took, and sets aside what it refused.
+    async fn settle(&self, job: &Job, outcomes: Vec<Result<(), String>>) {
+        let mut taken = Vec::with_capacity(job.items.len());
+        for (item, outcome) in job.items.iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => taken.push(item.id),
+                Err(reason) => self.dead_letter(job.source, item.id, &reason).await,
+            }
+        }
+        if !taken.is_empty() {
+            self.insist(job.source, Settlement::Acknowledge(&taken)).await;
+            self.held.release(job.source, &taken);
+        }
+    }
+
+    async fn dead_letter(&self, source: Source, id: StreamId, reason: &str) {
+        tracing::error!(%id, reason, "a message cannot be taken and becomes a dead letter");
+        self.insist(source, Settlement::DeadLetter(id, reason)).await;
+        self.held.release(source, &[id]);
+    }
+
+    /// Settles messages in Redis, however often it takes. A relay that stops gives up: they stay
+    /// pending and are delivered again, which the monitor counts once.
+    async fn insist(&self, source: Source, settlement: Settlement<'_>) {
+        let at = clock::now().to_string();
+        let mut backoff = Backoff::new(PAUSE.0 / 5, PAUSE.1);
+        loop {
+            let settled = match settlement {
+                Settlement::Acknowledge(ids) => self.group.acknowledge(source, ids).await,
+                Settlement::DeadLetter(id, reason) => {
+                    self.group.dead_letter(source, id, reason, &at).await
+                }
+            };
+            match settled {
+                // Without the group there is nothing left to settle.
+                Ok(()) | Err(StreamError::NoGroup(_)) => return,
+                Err(error) => tracing::warn!(%error, "settling messages failed; trying again"),
+            }
+            if !shutdown::sleep(backoff.next_delay(rand::random()), &self.shutdown).await {
+                return;
+            }
+        }
+    }
+
+    async fn give_back(&self, source: Source, ids: &[StreamId]) {
+        if let Err(error) = self.group.give_back(source, ids).await {
+            tracing::warn!(%error, "handing messages back failed; their lease will run out");
+        }
+        self.held.release(source, ids);
+    }
+}

@@ -1,0 +1,247 @@
+//! The way to the monitor, and what its answers mean.
+//!
+//! The classification decides whether a message is sent again, set aside, or waits for a person:
+//!
+//! | answer | meaning |
+//! |---|---|
+//! | 2xx with the expected body | taken, or refused item by item |
+//! | 400, 413, 422 | this request cannot be taken: cut it in two; one message alone is refused |
+//! | 500 | the monitor failed, perhaps because of this very message |
+//! | 408, 425, 429, other 5xx, no answer | the monitor cannot take anything now |
+//! | 404, 405 of a newer resource | an old monitor, if it knows the oldest resource |
+//! | everything else | wrong address or credentials: a person has to look |
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode, Url};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::clock;
+use crate::http;
+use crate::config::MonitorUrl;
+use crate::stream::{Entry, Source, StreamId};
+use crate::wire::Timestamp;
+
+/// How long a monitor is taken for an old one before the newer resources are tried again.
+const OLD_MONITOR_FOR: Duration = Duration::from_mins(1);
+/// Longest wait that a monitor may ask for.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+/// Bytes of an answer that is not ours which are shown to a person.
+const SHOWN_BYTES: usize = 200;
+
+/// What came of sending messages.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The monitor has committed, or refuses with a reason, each message.
+    Taken(Vec<Result<(), String>>),
+    /// The request as a whole cannot be taken.
+    Refused(String),
+    /// The monitor takes messages one by one only.
+    OneByOne,
+    /// The monitor failed on this request.
+    Failed(String),
+    /// The monitor cannot take anything now.
+    Unavailable {
+        /// Why.
+        reason: String,
+        /// How long the monitor asks to wait.
+        wait: Option<Duration>,
+    },
+    /// There is no monitor at this address, or it does not let us in.
+    Misconfigured(String),
+}
+
+/// One message on its way.
+#[derive(Debug)]
+pub struct Item {
+    /// The entry that it is from.
+    pub id: StreamId,
+    json: String,
+}
+
+impl Item {
+    /// Reads an entry: a JSON object, to which the id of the entry is added.
+    ///
+    /// # Errors
+    /// Why the entry cannot be sent at all.
+    pub fn read(entry: &Entry) -> Result<Self, String> {
+        let payload = entry
+            .payload
+            .as_deref()
+            .ok_or("the entry has no field named payload, or was deleted from the stream")?;
+        let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(payload)
+            .map_err(|error| format!("the payload is not a JSON object: {error}"))?;
+        let id = RawValue::from_string(format!("\"{}\"", entry.id)).map_err(|e| e.to_string())?;
+        members.insert("stream_id".to_owned(), &id);
+        let json = serde_json::to_string(&members).map_err(|error| error.to_string())?;
+        Ok(Self { id: entry.id, json })
+    }
+}
+
+/// Speaks to the monitor.
+#[derive(Debug)]
+pub struct Forwarder {
+    client: Client,
+    monitor: MonitorUrl,
+    /// Until when the monitor is taken for an old one, in microseconds since 1970.
+    old_until: AtomicU64,
+}
+
+/// One entry of a batch's answer.
+#[derive(Deserialize)]
+struct Outcome {
+    outcome: String,
+    reason: Option<String>,
+}
+
+impl Forwarder {
+    /// A way to a monitor that has `timeout` to answer.
+    ///
+    /// # Errors
+    /// When no HTTP client can be made.
+    pub fn new(monitor: MonitorUrl, timeout: Duration) -> anyhow::Result<Self> {
+        let client = http::client(timeout).context("preparing HTTP")?;
+        Ok(Self { client, monitor, old_until: AtomicU64::new(0) })
+    }
+
+    /// Sends messages of one stream.
+    pub async fn send(&self, source: Source, items: &[Item]) -> Answer {
+        let old = self.takes_it_for_old(clock::now());
+        match (source, old, items) {
+            (Source::Windows, true, _) => taken_all(items),
+            (Source::Heartbeats, true, [only]) => self.send_one(only).await,
+            (Source::Heartbeats, true, _) => Answer::OneByOne,
+            (_, false, _) => self.send_batch(source, items).await,
+        }
+    }
+
+    async fn send_batch(&self, source: Source, items: &[Item]) -> Answer {
+        let resource = match source {
+            Source::Heartbeats => "heartbeats/batch",
+            Source::Windows => "windows/batch",
+        };
+        let bodies: Vec<&str> = items.iter().map(|item| item.json.as_str()).collect();
+        let body = format!("[{}]", bodies.join(","));
+        let response = match self.post(self.monitor.join(resource), body).await {
+            Ok(response) => response,
+            Err(error) => return no_answer(&error),
+        };
+        match response.status() {
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => self.meet_old_monitor().await,
+            status if status.is_success() => outcomes(response, items.len()).await,
+            _ => classify(response).await,
+        }
+    }
+
+    async fn send_one(&self, item: &Item) -> Answer {
+        match self.post(self.monitor.join("heartbeats"), item.json.clone()).await {
+            Ok(response) if response.status().is_success() => accepted(response).await,
+            Ok(response) => classify(response).await,
+            Err(error) => no_answer(&error),
+        }
+    }
+
+    /// Finds out whether an old monitor stands where a newer resource is missing: it refuses an
+    /// empty heartbeat by name, which nothing else does.
+    async fn meet_old_monitor(&self) -> Answer {
+        let url = self.monitor.join("heartbeats");
+        match self.post(url.clone(), "{}".to_owned()).await {
+            Ok(response) if response.status() == StatusCode::BAD_REQUEST => {
+                let until = clock::now().plus(OLD_MONITOR_FOR).micros();
+                self.old_until.store(u64::try_from(until).unwrap_or(0), Ordering::Relaxed);
+                tracing::info!("the monitor takes heartbeats one by one and no announcements");
+                Answer::OneByOne
+            }
+            Ok(response) if response.status() == StatusCode::NOT_FOUND => {
+                Answer::Misconfigured(format!("there is no monitor at {url}: 404 Not Found"))
+            }
+            Ok(response) => classify(response).await,
+            Err(error) => no_answer(&error),
+        }
+    }
+
+    fn takes_it_for_old(&self, now: Timestamp) -> bool {
+        u64::try_from(now.micros()).unwrap_or(0) < self.old_until.load(Ordering::Relaxed)
+    }
+
+    async fn post(&self, url: Url, body: String) -> reqwest::Result<Response> {
+        let request = self.client.post(url).header(CONTENT_TYPE, "application/json");
+        request.body(body).send().await
+    }
+}
+
+fn taken_all(items: &[Item]) -> Answer {
+    Answer::Taken(items.iter().map(|_| Ok(())).collect())
+}
+
+fn no_answer(error: &reqwest::Error) -> Answer {
+    let reason = if error.is_timeout() {
+        "the monitor did not answer in time".to_owned()
+    } else {
+        format!("the monitor cannot be reached: {}", http::innermost(error))
+    };
+    Answer::Unavailable { reason, wait: None }
+}
+
+async fn outcomes(response: Response, expected: usize) -> Answer {
+    let body = match response.bytes().await {
+        Ok(body) => body,
+        Err(error) => return no_answer(&error),
+    };
+    match serde_json::from_slice::<Vec<Outcome>>(&body) {
+        Ok(outcomes) if outcomes.len() == expected => {
+            Answer::Taken(outcomes.into_iter().map(Outcome::into_result).collect())
+        }
+        _ => Answer::Misconfigured(format!("an answer that is no monitor's: {}", shown(&body))),
+    }
+}
+
+impl Outcome {
+    fn into_result(self) -> Result<(), String> {
+        match self.outcome.as_str() {
+            "rejected" => Err(self.reason.unwrap_or_else(|| "refused without a reason".to_owned())),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn accepted(response: Response) -> Answer {
+    let body = match response.bytes().await {
+        Ok(body) => body,
+        Err(error) => return no_answer(&error),
+    };
+    match serde_json::from_slice::<BTreeMap<String, &RawValue>>(&body) {
+        Ok(members) if members.contains_key("heartbeat") => Answer::Taken(vec![Ok(())]),
+        _ => Answer::Misconfigured(format!("an answer that is no monitor's: {}", shown(&body))),
+    }
+}
+
+/// What an answer without success means.
+async fn classify(response: Response) -> Answer {
+    let status = response.status();
+    let wait = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .map(|seconds| Duration::from_secs(seconds).min(LONGEST_WAIT));
+    let body = response.bytes().await.unwrap_or_default();
+    let reason = format!("the monitor answered {status}: {}", shown(&body));
+    match status.as_u16() {
+        400 | 413 | 422 => Answer::Refused(reason),
+        500 => Answer::Failed(reason),
+        408 | 425 | 429 => Answer::Unavailable { reason, wait },
+        501 | 505 => Answer::Misconfigured(reason),
+        506..=599 | 502..=504 => Answer::Unavailable { reason, wait },
+        _ => Answer::Misconfigured(reason),
+    }
+}
+
+fn shown(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body.get(..SHOWN_BYTES).unwrap_or(body));
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,168 @@
+//! The Redis streams between the senders and the monitor. The only module that knows Redis.
+//!
+//! Three streams share one name, and one Redis Cluster slot thanks to the braces: `reports` holds
+//! heartbeats, `{reports}:windows` the announcements of new windows, `{reports}:dead` the messages
+//! that the monitor refused. Each entry of the first two has one field, `payload`, holding JSON.
+//!
+//! Rules that this module keeps, each of which a real pipeline has broken before:
+//! - Groups are created at `0`, never at `$`, so that what was written earlier is read too.
+//! - A blocking read has a connection of its own, waits for the answer longer than the server
+//!   blocks, and is never cancelled: Redis would hand messages to a reader that is gone.
+//! - Nothing is trimmed by length and no consumer with pending entries is deleted: both lose
+//!   messages silently.
+
+mod group;
+mod link;
+mod producer;
+
+use std::fmt;
+use std::str::FromStr;
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+pub use group::{Claimed, Entry, Group, Source};
+pub use link::Link;
+pub use producer::Producer;
+
+/// Oldest Redis (or Valkey, which reports a compatible number) that has the commands we need.
+const OLDEST_MAJOR_VERSION: u32 = 7;
+
+/// The name of the heartbeats' stream, and with it of the other two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamName {
+    reports: String,
+    windows: String,
+    dead: String,
+}
+
+impl StreamName {
+    /// Key of the heartbeats.
+    #[must_use]
+    pub fn reports(&self) -> &str {
+        &self.reports
+    }
+
+    /// Key of the window announcements.
+    #[must_use]
+    pub fn windows(&self) -> &str {
+        &self.windows
+    }
+
+    /// Key of the dead letters.
+    #[must_use]
+    pub fn dead(&self) -> &str {
+        &self.dead
+    }
+}
+
+impl FromStr for StreamName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-:".contains(c);
+        if name.is_empty() || name.len() > 100 || !name.chars().all(allowed) {
+            return Err("a stream name is 1 to 100 letters, digits and . _ - :".to_owned());
+        }
+        Ok(Self {
+            reports: name.to_owned(),
+            windows: format!("{{{name}}}:windows"),
+            dead: format!("{{{name}}}:dead"),
+        })
+    }
+}
+
+impl fmt::Display for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reports)
+    }
+}
+
+/// The id of a stream entry: the server's milliseconds since 1970, and a number within them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId {
+    /// Redis' clock when the entry was written, in milliseconds since 1970.
+    pub millis: u64,
+    /// Number of the entry within that millisecond.
+    pub sequence: u64,
+}
+
+impl FromStr for StreamId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (millis, sequence) = text.split_once('-').unwrap_or((text, "0"));
+        match (millis.parse(), sequence.parse()) {
+            (Ok(millis), Ok(sequence)) => Ok(Self { millis, sequence }),
+            _ => Err(format!("{text:?} is no stream id such as 1732183210000-0")),
+        }
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.millis, self.sequence)
+    }
+}
+
+/// Why Redis did not do what we asked, by what there is to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// Away, starting, failing over, or out of memory: wait and try again.
+    #[error("Redis cannot answer now: {0}")]
+    Unavailable(#[source] RedisError),
+    /// The consumer group is gone, and with it perhaps the stream: create it again.
+    #[error("the consumer group is gone: {0}")]
+    NoGroup(#[source] RedisError),
+    /// Wrong address, credentials, rights or data type: a person has to change something.
+    #[error("Redis refuses us: {0}")]
+    Configuration(#[source] RedisError),
+}
+
+impl From<RedisError> for StreamError {
+    fn from(error: RedisError) -> Self {
+        let configuration = match error.kind() {
+            ErrorKind::AuthenticationFailed
+            | ErrorKind::InvalidClientConfig
+            | ErrorKind::UnexpectedReturnType
+            | ErrorKind::Server(
+                ServerErrorKind::NoPerm
+                | ServerErrorKind::CrossSlot
+                | ServerErrorKind::ResponseError,
+            ) => true,
+            _ => matches!(error.code(), Some("WRONGTYPE" | "NOAUTH" | "WRONGPASS")),
+        };
+        if error.code() == Some("NOGROUP") {
+            Self::NoGroup(error)
+        } else if configuration {
+            Self::Configuration(error)
+        } else {
+            Self::Unavailable(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_three_streams_share_one_cluster_slot() {
+        let name: StreamName = "reports".parse().unwrap();
+        assert_eq!(
+            [name.reports(), name.windows(), name.dead()],
+            ["reports", "{reports}:windows", "{reports}:dead"]
+        );
+        for bad in ["", "a b", "{a}", "a\0", &"x".repeat(101)] {
+            assert!(bad.parse::<StreamName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn stream_ids_order_by_time_then_sequence() {
+        let id = |text: &str| text.parse::<StreamId>().unwrap();
+        assert!(id("9-5") < id("10-0"));
+        assert!(id("10-9") < id("10-10"));
+        assert_eq!(id("10-10").to_string(), "10-10");
+        assert!("x-1".parse::<StreamId>().is_err());
+    }
+}

@@ -1,0 +1,283 @@
+//! Reading the streams as one consumer of a group: every entry is read by some consumer, stays
+//! pending until it is acknowledged, and is taken over by another when its reader dies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Cmd, FromRedisValue, RedisError, Value, cmd, pipe};
+
+use super::{Link, StreamError, StreamId, StreamName};
+use crate::config::RedisUrl;
+
+/// Moves an entry to the dead letters and acknowledges it, both or neither. Copying happens inside
+/// Redis, so that a body of any size does not travel. Does nothing if another consumer has already
+/// acknowledged the entry.
+const DEAD_LETTER: &str = r"
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+local letter = {'stream', KEYS[1], 'id', ARGV[2], 'reason', ARGV[3], 'at', ARGV[4], 'consumer', ARGV[5]}
+local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
+if found[1] then
+  for i = 1, math.min(#found[1][2], 200) do letter[#letter + 1] = found[1][2][i] end
+end
+redis.call('XADD', KEYS[2], '*', unpack(letter))
+return 1
+";
+
+/// Removes a consumer that holds nothing. One with pending entries stays: removing it would lose
+/// them.
+const FORGET_IF_EMPTY: &str = r"
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  if consumer[2] == ARGV[2] and consumer[4] == 0 then
+    return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+  end
+end
+return 0
+";
+
+/// An idle time that makes an entry claimable by anyone at once, in milliseconds.
+const ANY_LEASE_IS_OVER_MS: u64 = 24 * 3_600 * 1_000;
+
+/// Which of the two streams an entry is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// Announcements of windows. First, because a window should be known before its heartbeats.
+    Windows,
+    /// Heartbeats.
+    Heartbeats,
+}
+
+impl Source {
+    /// Both streams, announcements first.
+    pub const ALL: [Self; 2] = [Self::Windows, Self::Heartbeats];
+}
+
+/// One entry that this consumer holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The stream it is from.
+    pub source: Source,
+    /// Its id there.
+    pub id: StreamId,
+    /// The field `payload`; none if the entry has no such field.
+    pub payload: Option<Vec<u8>>,
+}
+
+/// What a claim brought.
+#[derive(Debug)]
+pub struct Claimed {
+    /// Entries whose consumer had let its lease run out; they are this consumer's now.
+    pub entries: Vec<Entry>,
+    /// Pending entries that somebody deleted from the stream: their content is lost.
+    pub deleted: usize,
+    /// Where to go on, or none when the whole list was seen.
+    pub next: Option<String>,
+}
+
+/// One consumer of the group on both streams.
+#[derive(Debug)]
+pub struct Group {
+    reader: Link,
+    writer: Arc<Link>,
+    stream: StreamName,
+    group: String,
+    consumer: String,
+    block: Duration,
+}
+
+impl Group {
+    /// A consumer whose reads wait up to `block` for something new. `writer` carries everything
+    /// that does not block.
+    ///
+    /// # Errors
+    /// An address that Redis' client cannot use.
+    pub fn new(
+        url: &RedisUrl,
+        writer: Arc<Link>,
+        stream: StreamName,
+        (group, consumer): (String, String),
+        block: Duration,
+    ) -> anyhow::Result<Self> {
+        let reader = Link::with_blocking(url, block)?;
+        Ok(Self { reader, writer, stream, group, consumer, block })
+    }
+
+    /// Makes sure that the group exists on both streams, from their first entry on. Answers
+    /// whether any had to be created.
+    ///
+    /// # Errors
+    /// When Redis does not answer or refuses.
+    pub async fn create(&self) -> Result<bool, StreamError> {
+        let mut created = false;
+        for source in Source::ALL {
+            let command = cmd("XGROUP")
+                .arg(&["CREATE", self.key(source), &self.group, "0", "MKSTREAM"])
+                .to_owned();
+            match self.writer.query::<()>(&command).await {
+                Ok(()) => created = true,
+                Err(StreamError::Unavailable(error)) if error.code() == Some("BUSYGROUP") => (),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(created)
+    }
+
+    /// Up to `count` entries per stream that no consumer has read; waits for some.
+    ///
+    /// Never cancel this: Redis would deliver to a reader that is gone. After an error, read
+    /// [what is pending](Self::read_own) first.
+    ///
+    /// # Errors
+    /// When Redis does not answer or refuses, or the group is gone.
+    pub async fn read_new(&self, count: usize) -> Result<Vec<Entry>, StreamError> {
+        let mut command = self.read_command(count);
+        command.arg("BLOCK").arg(u64::try_from(self.block.as_millis()).unwrap_or(u64::MAX));
+        self.read(command, [">", ">"]).await
+    }
+
+    /// Up to `count` entries per stream that this consumer has read and not acknowledged, beyond
+    /// the given ids. Entries that somebody deleted meanwhile have no payload.
+    ///
+    /// # Errors
+    /// As for [`Group::read_new`].
+    pub async fn read_own(
+        &self,
+        count: usize,
+        after: [StreamId; 2],
+    ) -> Result<Vec<Entry>, StreamError> {
+        let [windows, heartbeats] = after.map(|id| id.to_string());
+        self.read(self.read_command(count), [&windows, &heartbeats]).await
+    }
+
+    /// Acknowledges entries that the monitor has committed.
+    ///
+    /// # Errors
+    /// When it is not known to be done; ask again.
+    pub async fn acknowledge(&self, source: Source, ids: &[StreamId]) -> Result<(), StreamError> {
+        let mut command = cmd("XACK");
+        command.arg(self.key(source)).arg(&self.group);
+        self.writer.query(with_ids(&mut command, ids)).await
+    }
+
+    /// Moves an entry to the dead letters, atomically with its acknowledgement. `at` is when.
+    ///
+    /// # Errors
+    /// When it is not known to be done; ask again.
+    pub async fn dead_letter(
+        &self,
+        source: Source,
+        id: StreamId,
+        reason: &str,
+        at: &str,
+    ) -> Result<(), StreamError> {
+        let mut command = cmd("EVAL");
+        command.arg(DEAD_LETTER).arg(2).arg(self.key(source)).arg(self.stream.dead());
+        command.arg(&[&self.group, &id.to_string(), reason, at, &self.consumer]);
+        self.writer.query(&command).await
+    }
+
+    /// Renews the lease on entries that this consumer still works on, without counting it as a
+    /// delivery.
+    ///
+    /// # Errors
+    /// When Redis does not answer or refuses, or the group is gone.
+    pub async fn renew(&self, source: Source, ids: &[StreamId]) -> Result<(), StreamError> {
+        let mut command = cmd("XCLAIM");
+        command.arg(&[self.key(source), &self.group, &self.consumer, "0"]);
+        with_ids(&mut command, ids).arg("JUSTID");
+        self.writer.query::<Value>(&command).await.map(drop)
+    }
+
+    /// Hands entries back, so that any consumer may claim them at once.
+    ///
+    /// # Errors
+    /// As for [`Group::renew`].
+    pub async fn give_back(&self, source: Source, ids: &[StreamId]) -> Result<(), StreamError> {
+        let mut command = cmd("XCLAIM");
+        command.arg(&[self.key(source), &self.group, &self.consumer, "0"]);
+        with_ids(&mut command, ids).arg("IDLE").arg(ANY_LEASE_IS_OVER_MS).arg("JUSTID");
+        self.writer.query::<Value>(&command).await.map(drop)
+    }
+
+    /// Takes over up to `count` entries that nobody has renewed for `lease`, from `cursor` on
+    /// (`0-0` to start). One call looks at a bounded stretch of the list only: follow
+    /// [`Claimed::next`] to its end.
+    ///
+    /// # Errors
+    /// As for [`Group::renew`].
+    pub async fn claim(
+        &self,
+        source: Source,
+        lease: Duration,
+        cursor: &str,
+        count: usize,
+    ) -> Result<Claimed, StreamError> {
+        let mut command = cmd("XAUTOCLAIM");
+        command.arg(&[self.key(source), &self.group, &self.consumer]);
+        command.arg(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
+        command.arg(cursor).arg("COUNT").arg(count);
+        let (next, entries, deleted): (String, Vec<Value>, Vec<Value>) =
+            self.writer.query(&command).await?;
+        Ok(Claimed {
+            entries: entries.into_iter().filter_map(|value| entry(source, value)).collect(),
+            deleted: deleted.len(),
+            next: Some(next).filter(|next| next != "0-0"),
+        })
+    }
+
+    /// Removes this consumer's name from the group if it holds nothing.
+    ///
+    /// # Errors
+    /// As for [`Group::renew`].
+    pub async fn leave(&self) -> Result<(), StreamError> {
+        let mut commands = pipe();
+        for source in Source::ALL {
+            commands
+                .cmd("EVAL")
+                .arg(FORGET_IF_EMPTY)
+                .arg(1)
+                .arg(self.key(source))
+                .arg(&self.group)
+                .arg(&self.consumer);
+        }
+        self.writer.query_all(&commands).await.map(drop)
+    }
+
+    fn key(&self, source: Source) -> &str {
+        match source {
+            Source::Windows => self.stream.windows(),
+            Source::Heartbeats => self.stream.reports(),
+        }
+    }
+
+    fn read_command(&self, count: usize) -> Cmd {
+        let mut command = cmd("XREADGROUP");
+        command.arg(&["GROUP", &self.group, &self.consumer, "COUNT"]).arg(count);
+        command
+    }
+
+    async fn read(&self, mut command: Cmd, from: [&str; 2]) -> Result<Vec<Entry>, StreamError> {
+        command.arg("STREAMS").arg(&Source::ALL.map(|source| self.key(source))).arg(&from);
+        let streams: Option<Vec<(String, Vec<Value>)>> = self.reader.query(&command).await?;
+        let entries = streams.unwrap_or_default().into_iter().flat_map(|(key, values)| {
+            let source =
+                if key == self.stream.windows() { Source::Windows } else { Source::Heartbeats };
+            values.into_iter().filter_map(move |value| entry(source, value))
+        });
+        Ok(entries.collect())
+    }
+}
+
+fn with_ids<'c>(command: &'c mut Cmd, ids: &[StreamId]) -> &'c mut Cmd {
+    ids.iter().fold(command, |command, id| command.arg(id.to_string()))
+}
+
+/// Reads one entry: its id, and its fields or nil if it was deleted.
+fn entry(source: Source, value: Value) -> Option<Entry> {
+    let (id, fields): (String, Option<Vec<(Vec<u8>, Vec<u8>)>>) =
+        FromRedisValue::from_redis_value(value).map_err(RedisError::from).ok()?;
+    let payload = fields
+        .unwrap_or_default()
+        .into_iter()
+        .find_map(|(name, body)| (name == b"payload").then_some(body));
+    Some(Entry { source, id: id.parse().ok()?, payload })
+}

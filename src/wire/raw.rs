@@ -1,0 +1,136 @@
+//! The members of a message as they stand in its JSON, before they are checked.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Heartbeat, MAX_PAYLOAD_BYTES, Rates, Tick, Timestamp, WireError, Window};
+
+/// Every member that we know; others are ignored.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(super) struct RawMessage {
+    service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) status: Option<String>,
+    window_uuid: Option<String>,
+    window_from: Option<String>,
+    window_to: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) timestamp: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) slot: Option<i64>,
+    tick_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_status_generado: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_status_no_reportado: Option<f64>,
+    #[serde(skip_serializing)]
+    pub(super) stream_id: Option<String>,
+}
+
+impl RawMessage {
+    pub(super) fn parse(payload: &[u8]) -> Result<Self, WireError> {
+        if payload.len() > MAX_PAYLOAD_BYTES {
+            return Err(WireError::invalid(format!(
+                "a message may have at most {MAX_PAYLOAD_BYTES} bytes, this one has {}",
+                payload.len()
+            )));
+        }
+        if !payload.trim_ascii_start().starts_with(b"{") {
+            return Err(explain(payload));
+        }
+        serde_json::from_slice(payload).map_err(|_| explain(payload))
+    }
+
+    pub(super) fn of_window(window: &Window) -> Self {
+        Self {
+            service: Some(window.service.to_string()),
+            window_uuid: Some(window.uuid.to_string()),
+            window_from: Some(window.from().to_string()),
+            window_to: Some(window.to().to_string()),
+            tick_seconds: Some(window.tick().seconds()),
+            error_status_generado: window.rates.error_status_generado,
+            error_status_no_reportado: window.rates.error_status_no_reportado,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn of_heartbeat(heartbeat: &Heartbeat) -> Self {
+        Self {
+            status: Some(heartbeat.status.to_string()),
+            timestamp: Some(heartbeat.timestamp.to_string()),
+            slot: heartbeat.slot,
+            ..Self::of_window(&heartbeat.window)
+        }
+    }
+
+    pub(super) fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|never| {
+            unreachable!("numbers and strings always serialise, but: {never}")
+        })
+    }
+
+    /// The names of the members that are missing, out of those that are asked for.
+    pub(super) fn missing(&self, heartbeat: bool) -> Vec<&'static str> {
+        let required = [
+            ("service", self.service.is_some()),
+            ("status", self.status.is_some() || !heartbeat),
+            ("window_uuid", self.window_uuid.is_some()),
+            ("window_from", self.window_from.is_some()),
+            ("window_to", self.window_to.is_some()),
+            ("timestamp", self.timestamp.is_some() || !heartbeat),
+        ];
+        required.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect()
+    }
+
+    pub(super) fn into_window(self, default_tick: Tick) -> Result<Window, WireError> {
+        let missing = self.missing(false);
+        let (Some(service), Some(uuid), Some(from), Some(to)) =
+            (self.service, self.window_uuid, self.window_from, self.window_to)
+        else {
+            return Err(WireError::Missing(missing));
+        };
+        let tick = match self.tick_seconds {
+            Some(seconds) => named("tick_seconds", Tick::from_seconds(seconds))?,
+            None => default_tick,
+        };
+        Window::new(
+            Uuid::try_parse(&uuid).map_err(|_| {
+                WireError::invalid(
+                    "window_uuid must be a UUID such as 6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10",
+                )
+            })?,
+            named("service", service.parse())?,
+            (
+                named("window_from", Timestamp::parse(&from))?,
+                named("window_to", Timestamp::parse(&to))?,
+            ),
+            tick,
+            Rates::new(self.error_status_generado, self.error_status_no_reportado)?,
+        )
+    }
+}
+
+/// Puts the member's name before what is wrong with it.
+pub(super) fn named<T>(name: &str, result: Result<T, WireError>) -> Result<T, WireError> {
+    result.map_err(|error| WireError::invalid(format!("{name} {error}")))
+}
+
+/// Reads a refused payload again, more slowly, to say which member is wrong.
+fn explain(payload: &[u8]) -> WireError {
+    if std::str::from_utf8(payload).is_err() {
+        return WireError::invalid("the message is not valid UTF-8");
+    }
+    let deserializer = &mut serde_json::Deserializer::from_slice(payload);
+    match serde_path_to_error::deserialize::<_, RawMessage>(deserializer) {
+        _ if payload.trim_ascii_start().starts_with(b"[") => {
+            WireError::invalid("the message must be one JSON object, not an array")
+        }
+        Err(error) if error.inner().is_data() && error.path().iter().len() > 0 => {
+            WireError::invalid(format!("{} has the wrong type: {}", error.path(), error.inner()))
+        }
+        Err(error) if error.inner().is_syntax() || error.inner().is_eof() => {
+            WireError::invalid(format!("the message is not JSON: {}", error.inner()))
+        }
+        _ => WireError::invalid("the message must be one JSON object"),
+    }
+}

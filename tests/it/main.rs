@@ -1,0 +1,14 @@
+//! Tests against real servers and the real executable, one file per subject.
+//!
+//! One private Redis and one private database serve the whole run; each test has databases and a
+//! stream of its own in them. `HEARTBEAT_TEST_MYSQLD` names the database server to use instead of
+//! the one on the path, which is how the same tests run on MySQL and on MariaDB.
+
+mod support;
+
+mod ingest;
+mod monitor_api;
+mod payments;
+mod relay;
+mod seed_sql;
+mod sweep;

@@ -1,0 +1,54 @@
+//! What the tests stand on: shared servers, a ground of one's own in them, and processes.
+
+mod ground;
+mod process;
+mod servers;
+
+pub use ground::{Ground, pool};
+pub use process::{Process, free_address, run};
+pub use servers::{Shared, shared};
+
+use std::time::{Duration, Instant};
+
+use heartbeat::wire::{Heartbeat, Rates, Status, Tick, Timestamp, Window};
+use uuid::Uuid;
+
+/// An instant that tests start from.
+pub const START: &str = "2026-11-21T10:00:00Z";
+
+/// An instant by its text.
+pub fn at(text: &str) -> Timestamp {
+    Timestamp::parse(text).unwrap()
+}
+
+/// A window of a service from [`START`] with so many slots of 10 s.
+pub fn window(service: &str, slots: u32) -> Window {
+    let from = at(START);
+    let to = from.plus_micros(i64::from(slots) * Tick::DEFAULT.micros());
+    let service = service.parse().unwrap();
+    Window::new(Uuid::new_v4(), service, (from, to), Tick::DEFAULT, Rates::default()).unwrap()
+}
+
+/// The heartbeat of a slot, sent when it was due.
+pub fn heartbeat(window: &Window, slot: u32) -> Heartbeat {
+    Heartbeat {
+        window: window.clone(),
+        status: Status::Ok,
+        timestamp: window.due(slot),
+        slot: Some(i64::from(slot)),
+        stream_id: None,
+    }
+}
+
+/// Waits until something holds, looking again and again.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let patience = Duration::from_secs(30);
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(start.elapsed() < patience, "{what}: not within {patience:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

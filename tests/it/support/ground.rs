@@ -1,0 +1,94 @@
+//! Databases and a stream that one test has to itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use heartbeat::config::{DatabaseUrl, RedisUrl};
+use heartbeat::db;
+use heartbeat::http::Readiness;
+use heartbeat::monitor::Monitor;
+use heartbeat::payments::Payments;
+use heartbeat::stream::{Link, Producer, StreamName};
+use heartbeat::wire::Tick;
+use sqlx::mysql::MySqlPoolOptions;
+use sqlx::{AssertSqlSafe, MySqlPool};
+use uuid::Uuid;
+
+use super::shared;
+
+/// A test's own databases and stream.
+pub struct Ground {
+    /// Address of the shared Redis.
+    pub redis: RedisUrl,
+    /// This test's stream.
+    pub stream: StreamName,
+    /// Address of this test's payments database, which starts empty.
+    pub payments_url: String,
+    /// Address of this test's monitor database, which starts empty.
+    pub monitor_url: String,
+}
+
+impl Ground {
+    /// New, empty databases and a new name for the stream.
+    pub async fn new() -> Self {
+        let shared = shared();
+        let id = Uuid::new_v4().simple().to_string();
+        let names = [format!("payments_{id}"), format!("monitor_{id}")];
+        let scratch = pool(&shared.database_url("scratch")).await;
+        for name in &names {
+            let statement = AssertSqlSafe(format!("CREATE DATABASE {name}"));
+            sqlx::raw_sql(statement).execute(&scratch).await.unwrap();
+        }
+        scratch.close().await;
+        Self {
+            redis: shared.redis_url.parse().unwrap(),
+            stream: format!("reports-{id}").parse().unwrap(),
+            payments_url: shared.database_url(&names[0]),
+            monitor_url: shared.database_url(&names[1]),
+        }
+    }
+
+    /// A monitor's state on this ground, with a grace of 2 s.
+    pub async fn monitor(&self) -> Monitor {
+        let url: DatabaseUrl = self.monitor_url.parse().unwrap();
+        let pool = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
+        db::migrate(&pool, &db::MONITOR_SCHEMA, "monitor database").await.unwrap();
+        Monitor {
+            pool,
+            default_tick: Tick::DEFAULT,
+            grace: Duration::from_secs(2),
+            readiness: Readiness::default(),
+        }
+    }
+
+    /// A payments service's state on this ground.
+    pub async fn payments(&self, name: &str) -> Payments {
+        let url: DatabaseUrl = self.payments_url.parse().unwrap();
+        let pool = db::connect(&url, "payments database", Duration::from_secs(5)).await.unwrap();
+        db::migrate(&pool, &db::PAYMENTS_SCHEMA, "payments database").await.unwrap();
+        Payments {
+            service: name.parse().unwrap(),
+            pool,
+            producer: self.producer(),
+            default_tick: Tick::DEFAULT,
+            owner: Uuid::new_v4(),
+            readiness: Readiness::default(),
+        }
+    }
+
+    /// A way to write to this ground's stream.
+    pub fn producer(&self) -> Producer {
+        Producer::new(Arc::new(Link::new(&self.redis).unwrap()), self.stream.clone())
+    }
+
+    /// A plain connection to Redis.
+    pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(shared().redis_url.as_str()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+}
+
+/// A plain pool, as any client of the database has.
+pub async fn pool(url: &str) -> MySqlPool {
+    MySqlPoolOptions::new().max_connections(2).connect(url).await.unwrap()
+}
