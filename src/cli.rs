@@ -82,7 +82,11 @@ pub struct MigrateArgs {
 #[derive(Args, Clone, Debug)]
 pub struct HealthcheckArgs {
     /// What to ask: /ready (can it do its work) or /health (is it alive) of a role
-    #[arg(env = "HEALTHCHECK_URL", default_value = "http://127.0.0.1:5001/ready", value_name = "URL")]
+    #[arg(
+        env = "HEALTHCHECK_URL",
+        default_value = "http://127.0.0.1:5001/ready",
+        value_name = "URL"
+    )]
     pub url: Url,
 
     /// How long the role may take to answer

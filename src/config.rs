@@ -139,9 +139,8 @@ impl FromStr for DatabaseUrl {
         if url.path().trim_matches('/').is_empty() {
             return Err(format!("names no database; {SHAPE}"));
         }
-        let options = text
-            .parse::<MySqlConnectOptions>()
-            .map_err(|error| format!("{error}; {SHAPE}"))?;
+        let options =
+            text.parse::<MySqlConnectOptions>().map_err(|error| format!("{error}; {SHAPE}"))?;
         Ok(Self { options, shown: without_password(url) })
     }
 }

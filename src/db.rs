@@ -134,9 +134,9 @@ pub async fn connect(
                 "the {what} at {url} does not let us in: {error}; check user, password and \
                  database name in --database-url"
             ),
-            Err(error) if tokio::time::Instant::now() >= deadline => bail!(
-                "cannot reach the {what} at {url}: {error}; start it, or set --database-url"
-            ),
+            Err(error) if tokio::time::Instant::now() >= deadline => {
+                bail!("cannot reach the {what} at {url}: {error}; start it, or set --database-url")
+            }
             Err(_) => tokio::time::sleep(START_RETRY).await,
         }
     }
@@ -226,7 +226,8 @@ pub async fn migrate(
 async fn migrate_alone(pool: &MySqlPool, schema: &'static Migrator) -> anyhow::Result<()> {
     const NAME: &str = "CONCAT('heartbeat schema ', DATABASE())";
     let mut connection = pool.acquire().await?;
-    let lock = sqlx::AssertSqlSafe(format!("SELECT GET_LOCK({NAME}, {MIGRATION_PATIENCE_SECONDS})"));
+    let lock =
+        sqlx::AssertSqlSafe(format!("SELECT GET_LOCK({NAME}, {MIGRATION_PATIENCE_SECONDS})"));
     let locked: Option<i64> = sqlx::query_scalar(lock).fetch_one(&mut *connection).await?;
     if locked != Some(1) {
         bail!("another process has been at it for {MIGRATION_PATIENCE_SECONDS} s; try again later");

@@ -65,7 +65,9 @@ pub async fn serve(
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(max_body_bytes))
-        .layer(CatchPanicLayer::custom(|_| ApiError::internal("a request panicked").into_response()))
+        .layer(CatchPanicLayer::custom(|_| {
+            ApiError::internal("a request panicked").into_response()
+        }))
         .layer(TraceLayer::new_for_http().on_failure(()));
     let told = shutdown.clone();
     let serving = axum::serve(listener, router)

@@ -20,6 +20,7 @@
 mod database;
 mod directory;
 mod identity;
+mod launch;
 mod process;
 mod programs;
 mod redis;

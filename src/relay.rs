@@ -54,7 +54,12 @@ pub struct RelayArgs {
     pub stream: StreamArgs,
 
     /// Consumer group that the relays share
-    #[arg(long, env = "CONSUMER_GROUP", default_value = "monitor-queue-group", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "CONSUMER_GROUP",
+        default_value = "monitor-queue-group",
+        value_name = "NAME"
+    )]
     pub consumer_group: String,
 
     /// Name of this relay in the group, unlike that of any other [default: host name and port]

@@ -10,7 +10,8 @@ use tokio::net::UnixStream;
 
 use super::directory::{Directory, create_private, percent_encoded, write_private};
 use super::identity::{Identity, Product, Version};
-use super::process::{Launch, Process};
+use super::launch::Launch;
+use super::process::Process;
 use super::programs::{self, Program, Wanted};
 use super::{Options, free_port};
 

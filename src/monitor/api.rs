@@ -139,9 +139,13 @@ struct WindowsQuery {
 
 impl WindowsQuery {
     fn filter(&self) -> Result<Filter, ApiError> {
-        let named = |name: &'static str| move |error| ApiError::bad_request(format!("{name} {error}"));
+        let named =
+            |name: &'static str| move |error| ApiError::bad_request(format!("{name} {error}"));
         let time = |name, text: &Option<String>| {
-            text.as_deref().map(Timestamp::parse).transpose().map_err(|error| named(name)(error.to_string()))
+            text.as_deref()
+                .map(Timestamp::parse)
+                .transpose()
+                .map_err(|error| named(name)(error.to_string()))
         };
         let service = self.service.as_deref().map(str::parse).transpose();
         let status = self.status.as_deref().map(str::parse).transpose();
@@ -207,8 +211,9 @@ fn parse_items<T>(
     body: &[u8],
     parse: impl Fn(&[u8]) -> Result<T, WireError>,
 ) -> Result<Vec<Result<T, String>>, ApiError> {
-    let items: Vec<&RawValue> = serde_json::from_slice(body)
-        .map_err(|error| ApiError::bad_request(format!("the body must be a JSON array: {error}")))?;
+    let items: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| {
+        ApiError::bad_request(format!("the body must be a JSON array: {error}"))
+    })?;
     if items.len() > MAX_BATCH_ITEMS {
         return Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,

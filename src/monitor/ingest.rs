@@ -176,9 +176,7 @@ async fn register(
         let definitions: Arc<[Window]> = new.into_values().collect();
         db::transaction(&monitor.pool, "register windows", move |connection| {
             let definitions = Arc::clone(&definitions);
-            Box::pin(async move {
-                repository::insert_windows(connection, &definitions, now).await
-            })
+            Box::pin(async move { repository::insert_windows(connection, &definitions, now).await })
         })
         .await?;
         let uuids: Vec<Uuid> = uuids.iter().copied().collect();

@@ -130,7 +130,8 @@ pub async fn sweep_window(
     let (found, closed) = db::transaction(&monitor.pool, "sweep one window", move |connection| {
         Box::pin(async move {
             let found = repository::lock_window(connection, uuid).await?;
-            let due: Vec<StoredWindow> = found.iter().filter(|window| is_due(window, ended_by)).cloned().collect();
+            let due: Vec<StoredWindow> =
+                found.iter().filter(|window| is_due(window, ended_by)).cloned().collect();
             Ok((found, close_windows(connection, &due, now).await?))
         })
     })

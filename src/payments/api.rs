@@ -178,8 +178,7 @@ async fn get_audit(
     Params(query): Params<PageQuery>,
 ) -> Result<Json<Value>, ApiError> {
     let pool = &api.payments.pool;
-    let (service, _) =
-        repository::totals(pool, uuid).await?.ok_or_else(|| unknown_window(uuid))?;
+    let (service, _) = repository::totals(pool, uuid).await?.ok_or_else(|| unknown_window(uuid))?;
     let page = (query.limit()?, query.offset.unwrap_or(0));
     let rows = repository::audit(pool, uuid, page).await?;
     let rows: Vec<Value> = rows.into_iter().map(AuditRow::into_json).collect();

@@ -72,8 +72,10 @@ pub async fn open_next(
     let from = last_end.max(now);
     let name = format!("heartbeat window {service} {}", from.micros());
     let uuid = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes());
-    let overrides =
-        Overrides { duration_sec: duration.map(|length| length.as_secs_f64()), ..Overrides::default() };
+    let overrides = Overrides {
+        duration_sec: duration.map(|length| length.as_secs_f64()),
+        ..Overrides::default()
+    };
     let identity = (uuid, service.clone());
     let plan = Plan::draw(&overrides, identity, from, *default_tick, rand::random())?;
     emitter.open(plan).await?;

@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::Payments;
 use super::plan::Plan;
 use super::repository::{self, PlannedWindow};
-use super::Payments;
 use crate::retry::Backoff;
 use crate::stream::StreamError;
 use crate::wire::{Heartbeat, Timestamp};
@@ -286,7 +286,8 @@ pub async fn publish_once(
 /// Notes that a window is done, until that is stored.
 async fn finish(payments: &Payments, plan: &Plan, stop: &CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(500), LONGEST_PAUSE);
-    while let Err(error) = repository::finish(&payments.pool, plan.window.uuid, clock::now()).await {
+    while let Err(error) = repository::finish(&payments.pool, plan.window.uuid, clock::now()).await
+    {
         tracing::warn!(%error, window = %plan.window.uuid, "finishing a window failed");
         if !shutdown::sleep(backoff.next_delay(rand::random()), stop).await {
             return;

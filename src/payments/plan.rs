@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::wire::{Rates, ServiceName, Status, Tick, Timestamp, WireError, Window};
+use crate::wire::{Rates, ServiceName, Status, Tick, Timestamp, Window, WireError};
 
 /// Longest window, in seconds: a week.
 pub const MAX_DURATION_SECONDS: f64 = 604_800.0;
@@ -281,7 +281,8 @@ mod tests {
 
     #[test]
     fn slots_that_passed_are_left_out_and_none_is_repeated() {
-        let plan = draw(&Overrides { duration_sec: Some(100.0), ..Overrides::default() }, 1).unwrap();
+        let plan =
+            draw(&Overrides { duration_sec: Some(100.0), ..Overrides::default() }, 1).unwrap();
         let at = |seconds: u64| plan.window.from().plus(Duration::from_secs(seconds));
         let before = plan.window.from().minus(Duration::from_secs(60));
         assert_eq!(plan.next_slot(None, before), Some(0));

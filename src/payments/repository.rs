@@ -142,7 +142,10 @@ pub(super) async fn owned_windows(pool: &MySqlPool, owner: Uuid) -> Result<Vec<U
     .bind(owner.to_string())
     .fetch_all(pool)
     .await?;
-    uuids.iter().map(|text| Uuid::try_parse(text).map_err(|error| bad("window_uuid", text, &error))).collect()
+    uuids
+        .iter()
+        .map(|text| Uuid::try_parse(text).map_err(|error| bad("window_uuid", text, &error)))
+        .collect()
 }
 
 /// Gives an owner up to `limit` unfinished planned windows of a service that nobody holds.
@@ -488,7 +491,8 @@ fn planned(row: &MySqlRow) -> Result<PlannedWindow, db::Error> {
         Uuid::try_parse(&uuid).map_err(|error| bad("window_uuid", &uuid, &error))?,
         service.parse().map_err(|error| bad("service", &uuid, &error))?,
         (at(row, "window_from")?, at(row, "window_to")?),
-        Tick::from_micros(row.try_get("tick_us")?).map_err(|error| bad("tick_us", &uuid, &error))?,
+        Tick::from_micros(row.try_get("tick_us")?)
+            .map_err(|error| bad("tick_us", &uuid, &error))?,
         rates(row)?,
     )
     .map_err(|error| bad("window_to", &uuid, &error))?;

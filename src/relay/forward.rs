@@ -22,8 +22,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::clock;
-use crate::http;
 use crate::config::MonitorUrl;
+use crate::http;
 use crate::stream::{Entry, Source, StreamId};
 use crate::wire::Timestamp;
 

@@ -82,9 +82,9 @@ impl Link {
                 Err(StreamError::Unavailable(_)) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(START_RETRY).await;
                 }
-                Err(StreamError::Unavailable(error)) => bail!(
-                    "cannot reach Redis at {url}: {error}; start it, or set --redis-url"
-                ),
+                Err(StreamError::Unavailable(error)) => {
+                    bail!("cannot reach Redis at {url}: {error}; start it, or set --redis-url")
+                }
                 Err(error) => bail!(
                     "Redis at {url} does not let us in: {error}; check user and password in \
                      --redis-url"
@@ -105,7 +105,9 @@ impl Link {
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StreamError> {
         let (mut connection, generation) = self.connection().await?;
         let answer = connection.req_packed_command(command).await;
-        self.settle(answer, generation).await.and_then(|value| Ok(T::from_redis_value(value).map_err(RedisError::from)?))
+        self.settle(answer, generation)
+            .await
+            .and_then(|value| Ok(T::from_redis_value(value).map_err(RedisError::from)?))
     }
 
     /// Sends several commands in one round trip and gives each its own answer.

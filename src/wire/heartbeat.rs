@@ -1,7 +1,7 @@
 //! One heartbeat: a service's word that it was alive at a slot of a window.
 
 use super::raw::{RawMessage, named};
-use super::{Slot, Status, Tick, Timestamp, WireError, Window};
+use super::{Slot, Status, Tick, Timestamp, Window, WireError};
 
 /// Longest stream id that a relay adds: two 64-bit numbers and a dash.
 const MAX_STREAM_ID_CHARS: usize = 41;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Heartbeat, MAX_PAYLOAD_BYTES, Rates, Tick, Timestamp, WireError, Window};
+use super::{Heartbeat, MAX_PAYLOAD_BYTES, Rates, Tick, Timestamp, Window, WireError};
 
 /// Every member that we know; others are ignored.
 #[derive(Debug, Default, Deserialize, Serialize)]

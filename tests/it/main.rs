@@ -4,11 +4,11 @@
 //! stream of its own in them. `HEARTBEAT_TEST_MYSQLD` names the database server to use instead of
 //! the one on the path, which is how the same tests run on MySQL and on MariaDB.
 
+#![allow(unreachable_pub, reason = "nobody uses a test binary as a library")]
+
 mod support;
 
 mod ingest;
 mod monitor_api;
-mod payments;
-mod relay;
 mod seed_sql;
 mod sweep;

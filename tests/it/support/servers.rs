@@ -53,8 +53,8 @@ pub fn shared() -> &'static Shared {
 }
 
 async fn start() -> (Shared, Servers) {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("servers-{}", std::process::id()));
+    let directory =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("servers-{}", std::process::id()));
     let options = Options {
         mysqld: std::env::var_os("HEARTBEAT_TEST_MYSQLD").map(PathBuf::from),
         tcp: true,
