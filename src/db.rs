@@ -12,9 +12,12 @@ use anyhow::{Context, bail};
 use futures_util::future::BoxFuture;
 use sqlx::migrate::{Migrate, Migrator};
 use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlPoolOptions};
-use sqlx::{Acquire, Connection, MySqlPool};
+use sqlx::{Acquire, Connection as _, MySqlPool};
 
 use crate::config::DatabaseUrl;
+
+/// A connection inside a transaction, as [`transaction`] hands it to its body.
+pub type Connection = MySqlConnection;
 
 /// Schema of the payments database.
 pub static PAYMENTS_SCHEMA: Migrator = sqlx::migrate!("migrations/payments");
@@ -180,7 +183,7 @@ pub async fn ping(pool: &MySqlPool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Brings a schema up to date, or checks that it is.
+/// Brings a schema up to date, or checks that it is. `what` is as in [`connect`].
 ///
 /// # Errors
 /// A schema that is behind and may not be changed, newer than this program, or cannot be changed.
@@ -194,14 +197,16 @@ pub async fn prepare_schema(
         return migrate(pool, schema, what).await;
     }
     let mut connection = pool.acquire().await?;
-    connection.ensure_migrations_table(&schema.table_name).await?;
-    let applied = connection.list_applied_migrations(&schema.table_name).await?;
+    // Without the table, which only a migration makes, none was applied.
+    let applied = connection.list_applied_migrations(&schema.table_name).await.unwrap_or_default();
     let wanted = schema.iter().map(|migration| migration.version).max().unwrap_or(0);
     let found = applied.iter().map(|migration| migration.version).max().unwrap_or(0);
     if found < wanted {
         bail!(
             "the schema of the {what} is at version {found} and this program needs {wanted}: run \
-             `heartbeat migrate` with the same --database-url, or set CREATE_SCHEMA_ON_STARTUP=true"
+             `heartbeat migrate {}` with the same --database-url, or set \
+             CREATE_SCHEMA_ON_STARTUP=true",
+            what.trim_end_matches(" database")
         );
     }
     Ok(())
@@ -249,10 +254,7 @@ async fn migrate_alone(pool: &MySqlPool, schema: &'static Migrator) -> anyhow::R
 pub async fn transaction<T, F>(pool: &MySqlPool, name: &'static str, body: F) -> Result<T, Error>
 where
     T: Send + 'static,
-    F: for<'c> Fn(&'c mut MySqlConnection) -> BoxFuture<'c, Result<T, Error>>
-        + Send
-        + Sync
-        + 'static,
+    F: for<'c> Fn(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>> + Send + Sync + 'static,
 {
     let pool = pool.clone();
     let task = tokio::spawn(async move {
@@ -276,7 +278,7 @@ where
 
 async fn try_once<T, F>(pool: &MySqlPool, body: &F) -> Result<T, Error>
 where
-    F: for<'c> Fn(&'c mut MySqlConnection) -> BoxFuture<'c, Result<T, Error>>,
+    F: for<'c> Fn(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>>,
 {
     let mut connection = pool.acquire().await?;
     let ended = within(&mut connection, body).await;
@@ -287,11 +289,11 @@ where
     ended
 }
 
-async fn within<T, F>(connection: &mut MySqlConnection, body: &F) -> Result<T, Error>
+async fn within<T, F>(connection: &mut Connection, body: &F) -> Result<T, Error>
 where
-    F: for<'c> Fn(&'c mut MySqlConnection) -> BoxFuture<'c, Result<T, Error>>,
+    F: for<'c> Fn(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>>,
 {
-    let mut transaction = Connection::begin(connection).await?;
+    let mut transaction = sqlx::Connection::begin(connection).await?;
     match body(transaction.acquire().await?).await {
         Ok(value) => {
             transaction.commit().await?;

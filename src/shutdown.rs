@@ -90,8 +90,9 @@ pub async fn join_all(
 /// Sleeps, unless told to stop first. Answers whether to go on.
 pub async fn sleep(duration: Duration, shutdown: &CancellationToken) -> bool {
     tokio::select! {
-        () = tokio::time::sleep(duration) => true,
+        biased;
         () = shutdown.cancelled() => false,
+        () = tokio::time::sleep(duration) => true,
     }
 }
 

@@ -39,6 +39,14 @@ pub struct StandaloneArgs {
     #[arg(long, env = "DATA_DIR", default_value = "heartbeat-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 
+    /// Database server to start [default: `mysqld` or `mariadbd`, whichever is found]
+    #[arg(long, env = "MYSQLD", value_name = "PROGRAM")]
+    pub mysqld: Option<PathBuf>,
+
+    /// Redis to start [default: `redis-server` or `valkey-server`, whichever is found]
+    #[arg(long, env = "REDIS_SERVER", value_name = "PROGRAM")]
+    pub redis_server: Option<PathBuf>,
+
     /// Open a short window on each service at once, and go on opening them
     #[arg(long, env = "DEMO")]
     pub demo: bool,
@@ -69,8 +77,12 @@ pub struct StandaloneArgs {
 pub async fn run(args: StandaloneArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let sockets = Sockets::bind(&args).await?;
     tracing::info!(data_dir = %args.data_dir.display(), "starting the private servers");
-    let options =
-        Options { databases: DATABASES.map(str::to_owned).to_vec(), ..Options::default() };
+    let options = Options {
+        mysqld: args.mysqld.clone(),
+        redis_server: args.redis_server.clone(),
+        databases: DATABASES.map(str::to_owned).to_vec(),
+        ..Options::default()
+    };
     let mut servers = Servers::start(&args.data_dir, &options).await?;
     let outcome = run_roles(&args, sockets, &mut servers, &shutdown).await;
     let table = report::latest_windows(&servers).await;

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::mysql::MySqlConnection;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -162,7 +161,7 @@ fn reason_held(monitor: &Monitor, window: &StoredWindow) -> String {
 
 /// Closes windows that this transaction holds. Answers them with their final counts.
 async fn close_windows(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     due: &[StoredWindow],
     now: Timestamp,
 ) -> Result<Vec<StoredWindow>, db::Error> {

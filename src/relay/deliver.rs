@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::forward::{Answer, Forwarder, Item};
@@ -50,11 +51,20 @@ struct Job {
     backoff: Backoff,
     /// [`Delivery::passed`] when this job first made the monitor fail.
     passed_before: Option<u64>,
+    /// When to send it (again).
+    due: Instant,
 }
 
 impl Job {
     fn new(source: Source, items: Vec<Item>) -> Self {
-        Self { source, items, backoff: Backoff::new(PAUSE.0, PAUSE.1), passed_before: None }
+        let backoff = Backoff::new(PAUSE.0, PAUSE.1);
+        Self { source, items, backoff, passed_before: None, due: Instant::now() }
+    }
+
+    /// The same again, after a pause that grows, or the longer one that the monitor asks for.
+    fn again(mut self, wait: Option<Duration>) -> Self {
+        let pause = self.backoff.next_delay(rand::random()).max(wait.unwrap_or_default());
+        Self { due: Instant::now() + pause, ..self }
     }
 
     /// Both halves, each starting over.
@@ -77,39 +87,25 @@ enum Settlement<'a> {
     DeadLetter(StreamId, &'a str),
 }
 
-/// What to do with a job after an attempt.
-enum Next {
-    Done,
-    Again(Job, Option<Duration>),
-    Halves(Job),
-}
-
 impl Delivery {
     /// Delivers entries, announcements before heartbeats. Ends when each is acknowledged, a dead
     /// letter, or handed back because the relay stops.
     pub async fn deliver(&self, entries: Vec<Entry>) {
         let mut jobs = Vec::with_capacity(2);
-        for source in [Source::Heartbeats, Source::Windows] {
+        for source in Source::ALL {
             let items = self.readable(source, &entries).await;
             if !items.is_empty() {
                 jobs.push(Job::new(source, items));
             }
         }
-        while let Some(job) = jobs.pop() {
-            if self.shutdown.is_cancelled() {
+        while let Some(job) = take_first_due(&mut jobs) {
+            if !shutdown::sleep(job.due.saturating_duration_since(Instant::now()), &self.shutdown)
+                .await
+            {
                 self.give_back(job.source, &job.ids()).await;
                 continue;
             }
-            match self.attempt(job).await {
-                Next::Done => (),
-                Next::Halves(job) => jobs.extend(job.halves()),
-                Next::Again(mut job, wait) => {
-                    let delay = job.backoff.next_delay(rand::random());
-                    let delay = wait.map_or(delay, |wait| wait.max(delay));
-                    shutdown::sleep(delay, &self.shutdown).await;
-                    jobs.push(job);
-                }
-            }
+            jobs.extend(self.attempt(job).await);
         }
     }
 
@@ -125,26 +121,27 @@ impl Delivery {
         items
     }
 
-    async fn attempt(&self, job: Job) -> Next {
+    /// Sends a job once. Answers what is left to do of it.
+    async fn attempt(&self, job: Job) -> Vec<Job> {
         let answer = self.forwarder.send(job.source, &job.items).await;
         self.note(&answer);
         match answer {
             Answer::Taken(outcomes) => {
                 self.passed.fetch_add(1, Ordering::Relaxed);
                 self.settle(&job, outcomes).await;
-                Next::Done
+                Vec::new()
             }
             Answer::Refused(reason) => match job.items.as_slice() {
                 [only] => {
                     self.dead_letter(job.source, only.id, &reason).await;
-                    Next::Done
+                    Vec::new()
                 }
-                _ => Next::Halves(job),
+                _ => job.halves().into(),
             },
-            Answer::OneByOne => Next::Halves(job),
+            Answer::OneByOne => job.halves().into(),
             Answer::Failed(reason) => self.after_failure(job, &reason).await,
-            Answer::Unavailable { wait, .. } => Next::Again(job, wait),
-            Answer::Misconfigured(_) => Next::Again(job, None),
+            Answer::Unavailable { wait, .. } => vec![job.again(wait)],
+            Answer::Misconfigured(_) => vec![job.again(None)],
         }
     }
 
@@ -167,20 +164,18 @@ impl Delivery {
 
     /// A batch that makes the monitor fail is cut in two. A message that does so alone, while
     /// others pass, is given up in the end.
-    async fn after_failure(&self, mut job: Job, reason: &str) -> Next {
+    async fn after_failure(&self, mut job: Job, reason: &str) -> Vec<Job> {
         let passed = self.passed.load(Ordering::Relaxed);
         let passed_before = *job.passed_before.get_or_insert(passed);
         let attempts = job.backoff.attempts() + 1;
-        if job.items.len() > 1 && attempts >= ATTEMPTS_TOGETHER {
-            return Next::Halves(job);
-        }
         match job.items.as_slice() {
             [only] if attempts >= self.max_retries && passed > passed_before => {
                 let reason = format!("{reason}, {attempts} times, while other messages passed");
                 self.dead_letter(job.source, only.id, &reason).await;
-                Next::Done
+                Vec::new()
             }
-            _ => Next::Again(job, None),
+            [_, _, ..] if attempts >= ATTEMPTS_TOGETHER => job.halves().into(),
+            _ => vec![job.again(None)],
         }
     }
 
@@ -234,4 +229,10 @@ impl Delivery {
         }
         self.held.release(source, ids);
     }
+}
+
+/// The job that is due first: one that waits does not hold up the others.
+fn take_first_due(jobs: &mut Vec<Job>) -> Option<Job> {
+    let first = jobs.iter().enumerate().min_by_key(|(_, job)| job.due).map(|(index, _)| index)?;
+    Some(jobs.remove(first))
 }

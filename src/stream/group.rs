@@ -239,7 +239,7 @@ impl Group {
                 .arg(&self.group)
                 .arg(&self.consumer);
         }
-        self.writer.query_all(&commands).await.map(drop)
+        self.writer.query_all::<Vec<Value>>(&commands).await.map(drop)
     }
 
     fn key(&self, source: Source) -> &str {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, InfoDict, IntoConnectionInfo,
-    Pipeline, RedisError, ServerErrorKind, Value,
+    Pipeline, RedisError, ServerErrorKind,
 };
 use tokio::sync::Mutex;
 
@@ -104,16 +104,17 @@ impl Link {
     /// Sends one command.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StreamError> {
         let (mut connection, generation) = self.connection().await?;
-        let answer = connection.req_packed_command(command).await;
-        self.settle(answer, generation)
-            .await
-            .and_then(|value| Ok(T::from_redis_value(value).map_err(RedisError::from)?))
+        let answer = command.query_async(&mut connection).await;
+        self.settle(answer, generation).await
     }
 
-    /// Sends several commands in one round trip and gives each its own answer.
-    pub(super) async fn query_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, StreamError> {
+    /// Sends several commands in one round trip.
+    pub(super) async fn query_all<T: FromRedisValue>(
+        &self,
+        pipeline: &Pipeline,
+    ) -> Result<T, StreamError> {
         let (mut connection, generation) = self.connection().await?;
-        let answer = connection.req_packed_commands(pipeline, 0, pipeline.len()).await;
+        let answer = pipeline.query_async(&mut connection).await;
         self.settle(answer, generation).await
     }
 

@@ -8,7 +8,17 @@
 
 mod support;
 
+mod cli;
+mod compose;
+mod database;
 mod ingest;
+mod local;
 mod monitor_api;
+mod payments;
+mod readme;
+mod relay;
+mod roles;
 mod seed_sql;
+mod standalone;
 mod sweep;
+mod tidy;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use crate::support::{Ground, at, heartbeat};
+use crate::support::{Ground, answer, at, heartbeat};
 
 /// A monitor that serves on a port of its own.
 struct Api {
@@ -38,12 +38,6 @@ impl Api {
         let request = self.client.get(format!("{}{path}", self.base));
         answer(request.send().await.unwrap()).await
     }
-}
-
-async fn answer(response: reqwest::Response) -> (StatusCode, Value) {
-    let status = response.status();
-    let body = response.bytes().await.unwrap();
-    (status, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("no JSON: {body:?}")))
 }
 
 fn error(value: &Value) -> &str {

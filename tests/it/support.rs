@@ -11,6 +11,8 @@ pub use servers::{Shared, shared};
 use std::time::{Duration, Instant};
 
 use heartbeat::wire::{Heartbeat, Rates, Status, Tick, Timestamp, Window};
+use reqwest::StatusCode;
+use serde_json::Value;
 use uuid::Uuid;
 
 /// An instant that tests start from.
@@ -38,6 +40,18 @@ pub fn heartbeat(window: &Window, slot: u32) -> Heartbeat {
         slot: Some(i64::from(slot)),
         stream_id: None,
     }
+}
+
+/// The status and the JSON body of an answer.
+pub async fn answer(response: reqwest::Response) -> (StatusCode, Value) {
+    let status = response.status();
+    let body = response.bytes().await.unwrap();
+    (status, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("no JSON: {body:?}")))
+}
+
+/// Asks for a page.
+pub async fn get(url: &str) -> reqwest::Result<reqwest::Response> {
+    heartbeat::http::client(Duration::from_secs(10))?.get(url).send().await
 }
 
 /// Waits until something holds, looking again and again.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
-use sqlx::mysql::{MySqlConnection, MySqlRow};
+use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 
@@ -88,7 +88,7 @@ const ON_UNSCHEDULED_EXISTS: &str = " ON DUPLICATE KEY UPDATE \
 /// Writes heartbeats. Answers the affected rows as MySQL counts them: 1 for a new row, 2 for one
 /// that was there.
 pub(in crate::monitor) async fn insert_events(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     rows: &BTreeMap<(i64, u32), EventRow>,
     now: Timestamp,
 ) -> Result<u64, db::Error> {
@@ -98,7 +98,7 @@ pub(in crate::monitor) async fn insert_events(
 
 /// Writes heartbeats that lie outside of their window's slots.
 pub(in crate::monitor) async fn insert_unscheduled(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     rows: &BTreeMap<(i64, i64), EventRow>,
     now: Timestamp,
 ) -> Result<u64, db::Error> {
@@ -107,7 +107,7 @@ pub(in crate::monitor) async fn insert_unscheduled(
 }
 
 async fn insert(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     table: &str,
     on_exists: &str,
     rows: &[(i64, i64, &EventRow)],
@@ -143,7 +143,7 @@ async fn insert(
 /// Writes the verdict MISSING for slots of a window, each at the time it was due, where nothing is
 /// known of the slot.
 pub(in crate::monitor) async fn insert_missing(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     (window_id, window): (i64, &Window),
     slots: &[u32],
     now: Timestamp,
@@ -170,7 +170,7 @@ pub(in crate::monitor) async fn insert_missing(
 
 /// The slots of which anything is known, per window.
 pub(in crate::monitor) async fn present_slots(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     window_ids: &[i64],
 ) -> Result<HashMap<i64, BTreeSet<u32>>, db::Error> {
     let mut present: HashMap<i64, BTreeSet<u32>> = HashMap::new();
@@ -188,7 +188,7 @@ pub(in crate::monitor) async fn present_slots(
 
 /// What the rows of a batch were before it wrote them. Ask in the same transaction.
 pub(in crate::monitor) async fn read_back(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     rows: &BTreeMap<(i64, u32), EventRow>,
 ) -> Result<HashMap<(i64, u32), Stored>, db::Error> {
     let keys: Vec<&(i64, u32)> = rows.keys().collect();

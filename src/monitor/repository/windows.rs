@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::mysql::{MySqlConnection, MySqlRow};
+use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 use uuid::Uuid;
@@ -39,7 +39,7 @@ pub(in crate::monitor) struct Position {
 
 /// Inserts windows that are not known. A window's first definition stands.
 pub(in crate::monitor) async fn insert_windows(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     windows: &[Window],
     now: Timestamp,
 ) -> Result<(), db::Error> {
@@ -149,7 +149,7 @@ pub(in crate::monitor) async fn list_windows(
 /// They come in the order of their end, at most `limit`, and no more than about `max_slots` slots
 /// together.
 pub(in crate::monitor) async fn claim_due(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     ended_by: Timestamp,
     limit: u32,
     max_slots: u32,
@@ -174,7 +174,7 @@ pub(in crate::monitor) async fn claim_due(
 
 /// One window, locked for this transaction.
 pub(in crate::monitor) async fn lock_window(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     uuid: Uuid,
 ) -> Result<Option<StoredWindow>, db::Error> {
     let mut query = QueryBuilder::<MySql>::new(COLUMNS);
@@ -211,7 +211,7 @@ pub(in crate::monitor) async fn ending_next(
 
 /// What the events of windows say, per window; nothing for a window without events.
 pub(in crate::monitor) async fn counts(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     ids: &[i64],
 ) -> Result<HashMap<i64, (Counts, Timestamp)>, db::Error> {
     let mut counted = HashMap::with_capacity(ids.len());
@@ -237,7 +237,7 @@ pub(in crate::monitor) async fn counts(
 
 /// Writes the end of an open window.
 pub(in crate::monitor) async fn close(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     id: i64,
     counts: Counts,
     now: Timestamp,
@@ -264,7 +264,7 @@ pub(in crate::monitor) async fn close(
 /// The lock comes before the count: of two transactions that revise the same window, the second
 /// then sees what the first has changed.
 pub(in crate::monitor) async fn revise_closed(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     id: i64,
     now: Timestamp,
 ) -> Result<(), db::Error> {
@@ -311,7 +311,7 @@ async fn with_counts(
 }
 
 async fn unscheduled(
-    connection: &mut MySqlConnection,
+    connection: &mut db::Connection,
     ids: &[i64],
 ) -> Result<HashMap<i64, u32>, db::Error> {
     let mut counted = HashMap::new();

@@ -26,6 +26,8 @@ pub struct Ground {
     pub payments_url: String,
     /// Address of this test's monitor database, which starts empty.
     pub monitor_url: String,
+    /// The same over TCP.
+    pub monitor_tcp_url: String,
 }
 
 impl Ground {
@@ -45,6 +47,7 @@ impl Ground {
             stream: format!("reports-{id}").parse().unwrap(),
             payments_url: shared.database_url(&names[0]),
             monitor_url: shared.database_url(&names[1]),
+            monitor_tcp_url: shared.database_tcp_url(&names[1]),
         }
     }
 

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
-use super::{Ground, eventually};
+use super::{Ground, eventually, get};
 
 /// An address of this host that nobody listens on.
 pub fn free_address() -> SocketAddr {
@@ -50,7 +50,7 @@ impl Process {
         let process = Self { child, address };
         let url = process.url("/health");
         eventually(&format!("{role} answers {url}"), async || {
-            reqwest::get(&url).await.ok().filter(|answer| answer.status().is_success())
+            get(&url).await.ok().filter(|answer| answer.status().is_success())
         })
         .await;
         process

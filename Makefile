@@ -1,0 +1,37 @@
+# What a developer does here, one target each. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help run test check fmt lint doc deny up down install
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## build and run everything on this machine, with a demonstration
+	.ci/install run
+	cargo build --locked --release
+	$${CARGO_TARGET_DIR:-target}/release/heartbeat standalone --demo
+
+test: ## all tests on MariaDB, and the integration tests again on MySQL
+	.ci/test
+
+check: fmt lint doc deny ## formatting, lints, documentation and dependencies
+
+fmt: ## check the formatting (cargo fmt repairs it)
+	cargo fmt --check
+
+lint: ## clippy, where each warning is an error
+	cargo clippy --locked --all-targets -- -D warnings
+
+doc: ## build the documentation, where each warning is an error
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+deny: ## check licences, sources and advisories of the dependencies
+	.ci/deny
+
+up: ## build and start everything in containers
+	docker compose up --detach --build
+
+down: ## stop and remove the containers
+	docker compose down
+
+install: ## install what run and test need (Debian and Ubuntu)
+	.ci/install test

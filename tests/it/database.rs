@@ -1,0 +1,144 @@
+//! The databases: schemas that are adopted and shared, and failures that must not lose a row.
+
+use std::time::Duration;
+
+use heartbeat::db;
+use heartbeat::monitor::{ingest, latest_windows};
+use heartbeat::payments;
+use sqlx::{Connection, Row};
+use uuid::Uuid;
+
+use crate::support::{Ground, heartbeat, pool, window};
+
+/// The first system's tables, as its own program made them, with a row in each.
+const FIRST_SYSTEM: &str = "
+CREATE TABLE report_windows (
+    window_uuid VARCHAR(36) NOT NULL PRIMARY KEY, service VARCHAR(64) NOT NULL,
+    window_from DATETIME NOT NULL, window_to DATETIME NOT NULL,
+    error_status_generado FLOAT NOT NULL, error_status_no_reportado FLOAT NOT NULL,
+    created_at DATETIME NOT NULL);
+CREATE TABLE report_audit (
+    id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, window_uuid VARCHAR(36) NOT NULL,
+    service VARCHAR(64) NOT NULL, status VARCHAR(120) NOT NULL, window_from DATETIME NOT NULL,
+    window_to DATETIME NOT NULL, timestamp DATETIME NOT NULL, sent_to_queue TINYINT(1) NOT NULL,
+    created_at DATETIME NOT NULL, KEY by_window (window_uuid));
+INSERT INTO report_windows VALUES ('6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10', 'payments-a',
+    '2026-11-21 10:00:00', '2026-11-21 10:02:30', 0.25, 0.125, '2026-11-21 10:00:00');
+INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, timestamp,
+    sent_to_queue, created_at) VALUES ('6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10', 'payments-a',
+    'error:boom', '2026-11-21 10:00:00', '2026-11-21 10:02:30', '2026-11-21 10:00:10', 1,
+    '2026-11-21 10:00:10')";
+
+#[tokio::test]
+async fn the_first_systems_tables_are_adopted_with_their_data() {
+    let ground = Ground::new().await;
+    let before = pool(&ground.payments_url).await;
+    sqlx::raw_sql(FIRST_SYSTEM).execute(&before).await.unwrap();
+    let payments = ground.payments("payments-a").await;
+    let window: Uuid = "6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10".parse().unwrap();
+    let totals = payments::totals_by_window(&payments.pool, &[window]).await.unwrap();
+    assert_eq!((totals[0].1.audit_total, totals[0].1.error_count), (1, 1));
+    let rates = sqlx::query(
+        "SELECT error_status_generado, error_status_no_reportado, tick_us FROM report_windows",
+    )
+    .fetch_one(&payments.pool)
+    .await
+    .unwrap();
+    assert!((rates.get::<f64, _>(0) - 0.25).abs() < 1e-9);
+    assert!((rates.get::<f64, _>(1) - 0.125).abs() < 1e-9);
+    assert_eq!(rates.get::<Option<i64>, _>(2), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_processes_may_bring_a_schema_up_to_date_at_once() {
+    let ground = Ground::new().await;
+    let mut starts = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let pool = pool(&ground.payments_url).await;
+        starts.spawn(
+            async move { db::migrate(&pool, &db::PAYMENTS_SCHEMA, "payments database").await },
+        );
+    }
+    for outcome in starts.join_all().await {
+        outcome.unwrap();
+    }
+}
+
+/// A caller that gives up while a transaction begins must not leave it to the next borrower, whose
+/// answered write would then be rolled back.
+#[tokio::test]
+async fn an_abandoned_begin_does_not_swallow_the_next_write() {
+    let ground = Ground::new().await;
+    let monitor = ground.monitor().await;
+    sqlx::raw_sql("CREATE TABLE kept (id INT NOT NULL PRIMARY KEY)")
+        .execute(&monitor.pool)
+        .await
+        .unwrap();
+    let mut abandoned = 0;
+    for id in 0..300_i32 {
+        let mut connection = monitor.pool.acquire().await.unwrap();
+        // BEGIN is on its way when the caller gives up, unless the answer was there at once.
+        abandoned += tokio::select! {
+            biased;
+            _ = connection.begin() => 0,
+            () = std::future::ready(()) => 1,
+        };
+        drop(connection);
+        sqlx::query("INSERT INTO kept VALUES (?)").bind(id).execute(&monitor.pool).await.unwrap();
+    }
+    assert!(abandoned > 30, "the race was run: {abandoned} of 300");
+    monitor.pool.close().await;
+    let other = pool(&ground.monitor_url).await;
+    let kept: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM kept").fetch_one(&other).await.unwrap();
+    assert_eq!(kept, 300);
+}
+
+/// A client that hangs up in the middle of a request must not cancel its write halfway.
+#[tokio::test]
+async fn a_write_goes_on_when_its_caller_gives_up() {
+    let monitor = Ground::new().await.monitor().await;
+    let windows: Vec<_> = (0..40).map(|_| window("payments-a", 5)).collect();
+    for (number, window) in (0_u64..).zip(&windows) {
+        let batch = (0..5).map(|slot| heartbeat(window, slot)).collect();
+        let give_up = Duration::from_micros(number * 100);
+        let taking = ingest::ingest(&monitor, batch, window.from());
+        tokio::time::timeout(give_up, taking).await.ok();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for stored in latest_windows(&monitor.pool, 100).await.unwrap() {
+        assert!([0, 5].contains(&stored.counts.received), "all of a batch or nothing: {stored:?}");
+    }
+    let all = windows.iter().map(|window| heartbeat(window, 0)).collect();
+    ingest::ingest(&monitor, all, windows[0].from()).await.unwrap();
+}
+
+/// Two batches that hold the same rows in opposite order must not wait for each other in a circle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_in_any_order_do_not_deadlock() {
+    let monitor = Ground::new().await.monitor().await;
+    let windows: Vec<_> = (0..20).map(|_| window("payments-a", 10)).collect();
+    ingest::announce(&monitor, windows.clone(), windows[0].from()).await.unwrap();
+    let deadlocks =
+        "SELECT COUNT FROM information_schema.INNODB_METRICS WHERE NAME = 'lock_deadlocks'";
+    let before: i64 = sqlx::query_scalar(deadlocks).fetch_one(&monitor.pool).await.unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8_usize {
+        let (monitor, windows) = (monitor.clone(), windows.clone());
+        writers.spawn(async move {
+            for round in 0..20_usize {
+                let mut batch: Vec<_> = windows
+                    .iter()
+                    .flat_map(|window| (0..10).map(|slot| heartbeat(window, slot)))
+                    .collect();
+                if (writer + round).is_multiple_of(2) {
+                    batch.reverse();
+                }
+                ingest::ingest(&monitor, batch, windows[0].from()).await.unwrap();
+            }
+        });
+    }
+    writers.join_all().await;
+    let after: i64 = sqlx::query_scalar(deadlocks).fetch_one(&monitor.pool).await.unwrap();
+    assert!(after - before <= 1, "{} deadlocks", after - before);
+}

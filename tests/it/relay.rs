@@ -1,0 +1,352 @@
+//! The relay: what it delivers, what it sets aside, and what it takes over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use heartbeat::config::MonitorUrl;
+use heartbeat::http;
+use heartbeat::monitor::{Monitor, api, latest_windows};
+use heartbeat::relay::forward::{Answer, Forwarder, Item};
+use heartbeat::stream::{Entry, Source, StreamId};
+use redis::streams::{StreamPendingReply, StreamRangeReply};
+use redis::{AsyncCommands, cmd};
+use serde_json::{Value, json};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use wiremock::matchers::any;
+use wiremock::{Mock, MockServer, ResponseTemplate};
+
+use crate::support::{Ground, Process, eventually, get, heartbeat, window};
+
+/// Options that make a relay notice a dead one soon.
+const QUICK: [&str; 4] = ["--lease", "1s", "--http-timeout", "300ms"];
+
+/// Serves a router on a port of its own.
+async fn serve(router: Router) -> (String, DropGuard) {
+    let listener = http::bind("127.0.0.1:0".parse().unwrap(), "a test").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let stop = CancellationToken::new();
+    tokio::spawn(http::serve(listener, router, api::MAX_BODY_BYTES, stop.clone()));
+    (url, stop.drop_guard())
+}
+
+async fn monitor(ground: &Ground) -> (Monitor, String, DropGuard) {
+    let monitor = ground.monitor().await;
+    let (url, stop) = serve(api::router(monitor.clone())).await;
+    (monitor, url, stop)
+}
+
+async fn pending(ground: &Ground) -> usize {
+    let group = "monitor-queue-group";
+    let reply: StreamPendingReply =
+        ground.redis().await.xpending(ground.stream.reports(), group).await.unwrap();
+    reply.count()
+}
+
+/// The dead letters' fields by name.
+async fn dead_letters(ground: &Ground) -> Vec<Vec<(String, Vec<u8>)>> {
+    let reply: StreamRangeReply =
+        ground.redis().await.xrange_all(ground.stream.dead()).await.unwrap();
+    let fields = |entry: &redis::streams::StreamId| {
+        let names = entry.map.keys().cloned();
+        names.map(|name| (name.clone(), entry.get(&name).unwrap())).collect()
+    };
+    reply.ids.iter().map(fields).collect()
+}
+
+fn field(letter: &[(String, Vec<u8>)], name: &str) -> String {
+    let value = letter.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone());
+    String::from_utf8_lossy(&value.unwrap_or_default()).into_owned()
+}
+
+async fn received(monitor: &Monitor) -> u32 {
+    let windows = latest_windows(&monitor.pool, 100).await.unwrap();
+    windows.iter().map(|window| window.counts.received).sum()
+}
+
+#[tokio::test]
+async fn what_is_committed_is_acknowledged_and_poison_takes_nothing_along() {
+    let ground = Ground::new().await;
+    let (monitor, url, _stop) = monitor(&ground).await;
+    let window = window("payments-a", 20);
+    let mut redis = ground.redis().await;
+    let stream = ground.stream.reports();
+    let add = |field: &str, value: &[u8]| {
+        cmd("XADD").arg(stream).arg("*").arg(field).arg(value).to_owned()
+    };
+    let long_name = heartbeat(&window, 0).to_json().replace("payments-a", &"n".repeat(5_000));
+    let poison: Vec<(redis::Cmd, &str)> = vec![
+        (add("payload", b"not json"), "not a JSON object"),
+        (add("payload", b"[1,2]"), "not a JSON object"),
+        (add("payload", b"{\"service\":\"\xff\"}"), "not a JSON object"),
+        (add("payload", b"{\"a\":\"\0\"}"), "not a JSON object"),
+        (add("payload", b"{}"), "missing required fields"),
+        (add("payload", b"{\"service\":5}"), "service has the wrong type"),
+        (add("payload", long_name.as_bytes()), "service must be"),
+        (add("payload", &vec![b'x'; 10 * 1024 * 1024]), "not a JSON object"),
+        (add("body", b"{}"), "no field named payload"),
+    ];
+    for (slot, (poison, _)) in (0..).zip(&poison) {
+        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+        poison.query_async::<String>(&mut redis).await.unwrap();
+    }
+    let relay = Process::relay(&ground, &url, &[]).await;
+    let letters = eventually("all are settled", async || {
+        let letters = dead_letters(&ground).await;
+        let settled = letters.len() >= poison.len() && pending(&ground).await == 0;
+        settled.then_some(letters)
+    })
+    .await;
+    assert_eq!(letters.len(), poison.len(), "nothing else is set aside");
+    for (_, expected) in &poison {
+        let found = letters.iter().filter(|letter| field(letter, "reason").contains(expected));
+        assert!(found.count() >= 1, "a dead letter says {expected:?}");
+    }
+    let first = &letters.iter().find(|letter| field(letter, "payload") == "not json").unwrap();
+    assert_eq!(field(first, "stream"), stream);
+    assert!(field(first, "id").parse::<StreamId>().is_ok());
+    assert!(!field(first, "at").is_empty() && !field(first, "consumer").is_empty());
+    let big = letters.iter().any(|letter| field(letter, "payload").len() == 10 * 1024 * 1024);
+    assert!(big, "a body is kept whole");
+    assert_eq!(received(&monitor).await, 9);
+    let id: String = sqlx::query_scalar("SELECT stream_id FROM events WHERE slot = 0")
+        .fetch_one(&monitor.pool)
+        .await
+        .unwrap();
+    assert!(id.parse::<StreamId>().is_ok(), "the relay adds the entry's id");
+    let (status, took) = relay.terminate().await;
+    assert!(status.success() && took < Duration::from_secs(10), "{status} {took:?}");
+}
+
+#[tokio::test]
+async fn own_pending_entries_come_first_and_those_of_the_dead_are_taken_over() {
+    let ground = Ground::new().await;
+    let (monitor, url, _stop) = monitor(&ground).await;
+    let window = window("payments-a", 500);
+    for slot in 0..400 {
+        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+    }
+    let mut redis = ground.redis().await;
+    let stream = ground.stream.reports();
+    cmd("XGROUP")
+        .arg(&["CREATE", stream, "monitor-queue-group", "0"])
+        .query_async::<()>(&mut redis)
+        .await
+        .unwrap();
+    // Two relays read, and died before they delivered anything.
+    for consumer in ["me", "gone"] {
+        let read =
+            ["GROUP", "monitor-queue-group", consumer, "COUNT", "200", "STREAMS", stream, ">"];
+        cmd("XREADGROUP").arg(&read).query_async::<redis::Value>(&mut redis).await.unwrap();
+    }
+    assert_eq!(pending(&ground).await, 400);
+    let options = [&QUICK[..], &["--consumer-name", "me", "--batch-size", "50"]].concat();
+    let _relay = Process::relay(&ground, &url, &options).await;
+    eventually("all are delivered", async || (pending(&ground).await == 0).then_some(())).await;
+    assert_eq!(received(&monitor).await, 400);
+    assert!(dead_letters(&ground).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_lost_group_and_an_emptied_redis_are_recovered() {
+    let ground = Ground::new().await;
+    let (monitor, url, _stop) = monitor(&ground).await;
+    let window = window("payments-a", 30);
+    let _relay = Process::relay(&ground, &url, &[]).await;
+    let mut redis = ground.redis().await;
+    let streams = [ground.stream.reports(), ground.stream.windows()];
+    for round in 0..3_u32 {
+        match round {
+            0 => (),
+            1 => {
+                let destroy = ["DESTROY", streams[0], "monitor-queue-group"];
+                cmd("XGROUP").arg(&destroy).query_async::<()>(&mut redis).await.unwrap();
+            }
+            _ => redis.del::<_, ()>(&streams).await.unwrap(),
+        }
+        for slot in 0..10 {
+            let beat = heartbeat(&window, round * 10 + slot).to_json();
+            ground.producer().publish_heartbeat(&beat).await.unwrap();
+        }
+        let wanted = (round + 1) * 10;
+        eventually(&format!("round {round} arrives"), async || {
+            (received(&monitor).await == wanted).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_monitor_that_is_away_costs_nothing_but_time() {
+    let ground = Ground::new().await;
+    let away = crate::support::free_address();
+    let relay = Process::relay(&ground, &format!("http://{away}"), &[]).await;
+    let window = window("payments-a", 10);
+    ground.producer().publish_announcement(&window.to_json()).await.unwrap();
+    for slot in 0..10 {
+        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+    }
+    eventually("the relay says why it is not ready", async || {
+        let answer = get(&relay.url("/ready")).await.unwrap();
+        let unready = answer.status() == reqwest::StatusCode::SERVICE_UNAVAILABLE;
+        let text = answer.text().await.unwrap();
+        (unready && text.contains("monitor: the monitor cannot be reached")).then_some(())
+    })
+    .await;
+    let environment = [("DATABASE_URL", ground.monitor_url.as_str())];
+    let _monitor = Process::role_at(away, "monitor", &[], &environment).await;
+    let monitor = ground.monitor().await;
+    eventually("all arrive", async || (received(&monitor).await == 10).then_some(())).await;
+    eventually("all are acknowledged", async || (pending(&ground).await == 0).then_some(())).await;
+    let ready = get(&relay.url("/ready")).await.unwrap();
+    assert!(ready.status().is_success());
+    assert!(dead_letters(&ground).await.is_empty());
+}
+
+/// A monitor as it was before batches and announcements.
+fn old_monitor(seen: Arc<std::sync::Mutex<Vec<Value>>>) -> Router {
+    let take = move |body: String| async move { old_answer(&seen, &body) };
+    Router::new().route("/api/monitor/heartbeats", post(take))
+}
+
+fn old_answer(seen: &std::sync::Mutex<Vec<Value>>, body: &str) -> Response {
+    let body: Value = serde_json::from_str(body).unwrap_or_default();
+    match body["service"].as_str() {
+        None => {
+            let answer = json!({"error": "missing required fields", "fields": ["service"]});
+            (StatusCode::BAD_REQUEST, Json(answer)).into_response()
+        }
+        Some("payments-x") => (StatusCode::BAD_REQUEST, "no such service").into_response(),
+        Some(_) => {
+            let answer = json!({"heartbeat": {"id": 1}, "window": {}});
+            seen.lock().unwrap().push(body);
+            (StatusCode::ACCEPTED, Json(answer)).into_response()
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_old_monitor_gets_heartbeats_one_by_one_and_no_announcements() {
+    let ground = Ground::new().await;
+    let seen = Arc::default();
+    let (url, _stop) = serve(old_monitor(Arc::clone(&seen))).await;
+    let (good, bad) = (window("payments-a", 5), window("payments-x", 5));
+    ground.producer().publish_announcement(&good.to_json()).await.unwrap();
+    for slot in 0..5 {
+        for window in [&good, &bad] {
+            ground.producer().publish_heartbeat(&heartbeat(window, slot).to_json()).await.unwrap();
+        }
+    }
+    let full_path = format!("{url}/api/monitor/heartbeats");
+    let _relay = Process::relay(&ground, &full_path, &[]).await;
+    eventually("all are settled", async || {
+        let taken = seen.lock().unwrap().len();
+        let refused = dead_letters(&ground).await.len();
+        (taken == 5 && refused == 5 && pending(&ground).await == 0).then_some(())
+    })
+    .await;
+    let announcements: StreamPendingReply = ground
+        .redis()
+        .await
+        .xpending(ground.stream.windows(), "monitor-queue-group")
+        .await
+        .unwrap();
+    assert_eq!(announcements.count(), 0, "announcements are acknowledged and skipped");
+}
+
+/// A monitor that fails on every request that holds a certain service's heartbeat.
+async fn allergic_monitor(body: String) -> Response {
+    if body.contains("payments-x") {
+        return (StatusCode::INTERNAL_SERVER_ERROR, "boom").into_response();
+    }
+    let items: Vec<Value> = serde_json::from_str(&body).unwrap();
+    Json(items.iter().map(|_| json!({"outcome": "recorded"})).collect::<Vec<_>>()).into_response()
+}
+
+#[tokio::test]
+async fn a_message_that_alone_makes_the_monitor_fail_is_given_up_in_the_end() {
+    let ground = Ground::new().await;
+    let (url, _stop) =
+        serve(Router::new().route("/api/monitor/heartbeats/batch", post(allergic_monitor))).await;
+    let (good, bad) = (window("payments-a", 5), window("payments-x", 1));
+    for slot in 0..5 {
+        ground.producer().publish_heartbeat(&heartbeat(&good, slot).to_json()).await.unwrap();
+    }
+    ground.producer().publish_heartbeat(&heartbeat(&bad, 0).to_json()).await.unwrap();
+    let _relay = Process::relay(&ground, &url, &["--max-retries", "2"]).await;
+    let mut slots = (0..5).cycle();
+    let letters = eventually("one is given up", async || {
+        // Others go on passing, which is what proves that the message is at fault.
+        let beat = heartbeat(&good, slots.next().unwrap()).to_json();
+        ground.producer().publish_heartbeat(&beat).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let letters = dead_letters(&ground).await;
+        (letters.len() == 1).then_some(letters)
+    })
+    .await;
+    assert!(field(&letters[0], "payload").contains("payments-x"));
+    assert!(field(&letters[0], "reason").contains("2 times, while other messages passed"));
+}
+
+async fn answer_to(template: ResponseTemplate, items: usize) -> Answer {
+    let server = MockServer::start().await;
+    Mock::given(any()).respond_with(template).mount(&server).await;
+    let monitor: MonitorUrl = server.uri().parse().unwrap();
+    let forwarder = Forwarder::new(monitor, Duration::from_millis(300)).unwrap();
+    let window = window("payments-a", 5);
+    let items: Vec<Item> = (0..items)
+        .map(|number| {
+            let id = StreamId { millis: number as u64, sequence: 0 };
+            let payload = heartbeat(&window, 0).to_json().into_bytes();
+            Item::read(&Entry { source: Source::Heartbeats, id, payload: Some(payload) }).unwrap()
+        })
+        .collect();
+    forwarder.send(Source::Heartbeats, &items).await
+}
+
+fn kind(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Taken(_) => "taken",
+        Answer::Refused(_) => "refused",
+        Answer::OneByOne => "one by one",
+        Answer::Failed(_) => "failed",
+        Answer::Unavailable { .. } => "unavailable",
+        Answer::Misconfigured(_) => "misconfigured",
+    }
+}
+
+#[tokio::test]
+async fn each_answer_of_a_monitor_has_its_meaning() {
+    let expected = [
+        ("refused", &[400, 413, 422][..]),
+        ("failed", &[500]),
+        ("unavailable", &[408, 425, 429, 502, 503, 504, 507]),
+        ("misconfigured", &[301, 302, 307, 401, 403, 404, 405, 407, 409, 410, 415, 421, 501, 505]),
+    ];
+    for (meaning, statuses) in expected {
+        for status in statuses {
+            let answer = answer_to(ResponseTemplate::new(*status), 2).await;
+            assert_eq!(kind(&answer), meaning, "{status}");
+        }
+    }
+    let ok = |body: Value| answer_to(ResponseTemplate::new(200).set_body_json(body), 2);
+    let both = ok(json!([{"outcome": "late"}, {"outcome": "rejected", "reason": "why"}])).await;
+    assert_eq!(both, Answer::Taken(vec![Ok(()), Err("why".to_owned())]));
+    for body in [json!([]), json!([{"outcome": "recorded"}]), json!({"ok": true}), json!("hello")] {
+        assert_eq!(kind(&ok(body.clone()).await), "misconfigured", "{body}");
+    }
+    let slow = ResponseTemplate::new(200).set_delay(Duration::from_secs(2));
+    assert_eq!(kind(&answer_to(slow, 2).await), "unavailable");
+    let wait = |seconds: &str| {
+        answer_to(ResponseTemplate::new(503).insert_header("retry-after", seconds), 1)
+    };
+    let waits =
+        [wait("7").await, wait("86400").await, wait("soon").await].map(|answer| match answer {
+            Answer::Unavailable { wait, .. } => wait,
+            other => panic!("{other:?}"),
+        });
+    assert_eq!(waits, [Some(Duration::from_secs(7)), Some(Duration::from_secs(60)), None]);
+}

@@ -1,0 +1,184 @@
+//! Habits that a machine can check: who may use what, how large a file may grow, that every module
+//! says what it is for, and that a migration which has landed is never edited.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules in the order of the map in `lib.rs`: each uses only those behind it.
+const ORDER: [&str; 14] = [
+    "cli",
+    "standalone",
+    "payments",
+    "relay",
+    "monitor",
+    "local",
+    "stream",
+    "http",
+    "db",
+    "config",
+    "shutdown",
+    "telemetry",
+    "retry",
+    "clock",
+];
+
+/// What a file may use although the order of the map says otherwise, and why.
+const EXCEPTIONS: [(&str, &str, &str); 2] = [
+    ("src/stream", "config", "an address is parsed where options are"),
+    ("src/config.rs", "stream", "the stream's name is an option"),
+];
+
+/// Largest file without a reason, in lines.
+const MOST_LINES: usize = 400;
+/// Files that may be larger, and why.
+const LARGE: [(&str, &str); 2] = [
+    ("src/payments/repository.rs", "one table pair, one file of statements"),
+    ("src/monitor/repository/windows.rs", "one table, one file of statements"),
+];
+
+/// Fingerprints of the migrations that have landed. Add a line for a new one; never change one.
+const MIGRATIONS: &str = include_str!("migrations.txt");
+
+fn files(root: &str, ending: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(root)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == ending) {
+                let name = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap();
+                found.insert(name.display().to_string(), fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{root} holds *.{ending}");
+    found
+}
+
+/// A file without its tests, which may use more.
+fn production(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or(text)
+}
+
+fn module(path: &str) -> &str {
+    let name = path.trim_start_matches("src/").split('/').next().unwrap();
+    name.trim_end_matches(".rs")
+}
+
+#[test]
+fn modules_use_only_what_stands_below_them() {
+    for (path, text) in files("src", "rs") {
+        let Some(own) = ORDER.iter().position(|name| *name == module(&path)) else { continue };
+        for (place, name) in ORDER.iter().enumerate() {
+            let role = |place: usize| (2..=4).contains(&place);
+            let forbidden = place < own || (role(own) && role(place) && place != own);
+            let excepted =
+                EXCEPTIONS.iter().any(|(file, used, _)| path.starts_with(file) && used == name);
+            let uses = uses_module(production(&text), name);
+            assert!(!(forbidden && uses) || excepted, "{path} must not use crate::{name}");
+        }
+    }
+}
+
+/// Whether a file names a module of the crate, alone or in a list of imports.
+fn uses_module(text: &str, name: &str) -> bool {
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let listed = code.split("use crate::{").skip(1).any(|list| {
+        let list = list.split(';').next().unwrap_or(list);
+        list.split([',', '{', '}']).any(|item| item.trim().split("::").next() == Some(name))
+    });
+    listed
+        || code.contains(&format!("crate::{name}::"))
+        || code.contains(&format!("crate::{name};"))
+}
+
+#[test]
+fn each_outside_library_has_one_owner() {
+    let owners: [(&str, &[&str]); 4] = [
+        // `local` has a module of that name.
+        ("redis::", &["src/stream", "src/local.rs"]),
+        (
+            "sqlx::",
+            &[
+                "src/db.rs",
+                "src/config.rs",
+                "src/monitor/repository",
+                "src/payments/repository.rs",
+                "src/local",
+                "src/monitor.rs",
+                "src/payments.rs",
+            ],
+        ),
+        ("reqwest::", &["src/http.rs", "src/relay/forward.rs", "src/cli.rs", "src/config.rs"]),
+        ("Utc::now", &["src/clock.rs"]),
+    ];
+    for (path, text) in files("src", "rs") {
+        for (library, allowed) in owners {
+            let uses = production(&text).lines().any(|line| {
+                !line.trim_start().starts_with("//")
+                    && line.match_indices(library).any(|(at, _)| {
+                        !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+                    })
+            });
+            let may = allowed.iter().any(|owner| path.starts_with(owner));
+            assert!(!uses || may, "{path} must not use {library}");
+        }
+    }
+}
+
+#[test]
+fn files_stay_small_enough_to_read() {
+    let mut lengths = Vec::new();
+    for (path, text) in files("src", "rs") {
+        let lines = text.lines().count();
+        let excused = LARGE.iter().any(|(file, _)| *file == path);
+        assert!(lines <= MOST_LINES || excused, "{path} has {lines} lines: split it");
+        lengths.push(lines);
+    }
+    lengths.sort_unstable();
+    let median = lengths[lengths.len() / 2];
+    assert!(median <= 200, "the median file has {median} lines");
+}
+
+#[test]
+fn every_module_opens_with_what_it_is_for() {
+    for root in ["src", "tests", "benches"] {
+        if !Path::new(env!("CARGO_MANIFEST_DIR")).join(root).exists() {
+            continue;
+        }
+        for (path, text) in files(root, "rs") {
+            assert!(
+                text.starts_with("//! "),
+                "{path} opens with a comment that says what it is for"
+            );
+        }
+    }
+}
+
+/// FNV-1a, which is enough to notice a change.
+fn fingerprint(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[test]
+fn a_landed_migration_is_never_edited() {
+    let found: BTreeMap<String, String> = files("migrations", "sql")
+        .into_iter()
+        .map(|(path, text)| (path, format!("{:016x}", fingerprint(&text))))
+        .collect();
+    let landed: BTreeMap<String, String> = MIGRATIONS
+        .lines()
+        .filter_map(|line| line.split_once("  "))
+        .map(|(print, path)| (path.to_owned(), print.to_owned()))
+        .collect();
+    for (path, print) in &found {
+        let known = landed.get(path);
+        assert_eq!(known, Some(print), "{path}: a new migration needs its line in migrations.txt");
+    }
+    assert_eq!(found.len(), landed.len(), "a landed migration is gone");
+}
