@@ -38,6 +38,7 @@ pub struct Cli {
 
 /// What to run.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one is made per process")]
 pub enum Command {
     /// Run everything on this machine, with a private Redis and a private database
     Standalone(StandaloneArgs),

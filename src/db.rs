@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use futures_util::future::BoxFuture;
 use sqlx::migrate::{Migrate, Migrator};
 use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlPoolOptions};
-use sqlx::{Acquire, Connection as _, MySqlPool};
+use sqlx::{Acquire, MySqlPool};
 
 use crate::config::DatabaseUrl;
 

@@ -87,7 +87,6 @@ pub async fn serve(
 ///
 /// # Errors
 /// When the system offers no certificates to trust.
-#[expect(clippy::disallowed_methods, reason = "this is where the client is configured")]
 pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
     // Fails if it is installed already, which is just as well.
     rustls::crypto::ring::default_provider().install_default().ok();

@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use futures_util::FutureExt;
 use heartbeat::cli::{self, Cli, Command};
 use heartbeat::{monitor, payments, relay, shutdown, standalone, telemetry};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Cli::parse()).await {
+    match Box::pin(run(Cli::parse())).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("heartbeat: {}", sentence(&error));
@@ -21,11 +22,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     telemetry::start(&cli.log)?;
     let stop = shutdown::on_signals()?;
     let told = stop.clone();
+    let deadline = |role| shutdown::within_deadline(role, told);
     match cli.command {
-        Command::Standalone(args) => standalone::run(args, stop).await,
-        Command::Payments(args) => shutdown::within_deadline(payments::run(args, stop), told).await,
-        Command::Relay(args) => shutdown::within_deadline(relay::run(args, stop), told).await,
-        Command::Monitor(args) => shutdown::within_deadline(monitor::run(args, stop), told).await,
+        Command::Standalone(args) => Box::pin(standalone::run(args, stop)).await,
+        Command::Payments(args) => deadline(payments::run(args, stop).boxed()).await,
+        Command::Relay(args) => deadline(relay::run(args, stop).boxed()).await,
+        Command::Monitor(args) => deadline(monitor::run(args, stop).boxed()).await,
         Command::Migrate(args) => cli::migrate(args).await,
         Command::Healthcheck(args) => cli::healthcheck(args).await,
     }

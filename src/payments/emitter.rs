@@ -159,12 +159,12 @@ impl Emitting {
 
 /// Carries one window out, until it is finished or told to stop.
 async fn carry_out(payments: Payments, window: PlannedWindow, stop: CancellationToken) {
-    let (wake, ticked) = (Notify::new(), CancellationToken::new());
+    let (wake, all_ticked) = (Notify::new(), CancellationToken::new());
     let ticker = async {
         run_ticker(&payments, &window.plan, &wake, &stop).await;
-        ticked.cancel();
+        all_ticked.cancel();
     };
-    let publisher = run_publisher(&payments, &window, &wake, &ticked, &stop);
+    let publisher = run_publisher(&payments, &window, &wake, &all_ticked, &stop);
     tokio::join!(ticker, publisher);
     stop.cancel();
 }
@@ -209,28 +209,27 @@ async fn run_publisher(
     payments: &Payments,
     window: &PlannedWindow,
     wake: &Notify,
-    ticked: &CancellationToken,
+    all_ticked: &CancellationToken,
     stop: &CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(500), LONGEST_PAUSE);
     let mut announced = window.announced;
     loop {
-        let all_ticked = ticked.is_cancelled();
+        let is_last = all_ticked.is_cancelled();
         let outcome = publish_once(payments, &window.plan, &mut announced).await;
         payments.readiness.note("publishing", &outcome);
         match outcome {
             Ok(more) if more && !stop.is_cancelled() => backoff.reset(),
-            Ok(_) if stop.is_cancelled() => return,
-            Ok(_) if all_ticked => return finish(payments, &window.plan, stop).await,
+            _ if stop.is_cancelled() => return,
+            Ok(_) if is_last => return finish(payments, &window.plan, stop).await,
             Ok(_) => {
                 backoff.reset();
                 tokio::select! {
                     () = wake.notified() => (),
-                    () = ticked.cancelled() => (),
+                    () = all_ticked.cancelled() => (),
                     () = stop.cancelled() => (),
                 }
             }
-            Err(_) if stop.is_cancelled() => return,
             Err(error) => {
                 tracing::warn!(%error, window = %window.plan.window.uuid, "publishing failed");
                 shutdown::sleep(backoff.next_delay(rand::random()), stop).await;

@@ -284,7 +284,7 @@ mod tests {
         let plan =
             draw(&Overrides { duration_sec: Some(100.0), ..Overrides::default() }, 1).unwrap();
         let at = |seconds: u64| plan.window.from().plus(Duration::from_secs(seconds));
-        let before = plan.window.from().minus(Duration::from_secs(60));
+        let before = plan.window.from().minus(Duration::from_mins(1));
         assert_eq!(plan.next_slot(None, before), Some(0));
         assert_eq!(plan.next_slot(None, at(0)), Some(0));
         assert_eq!(plan.next_slot(Some(0), at(0)), Some(1));

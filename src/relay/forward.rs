@@ -234,9 +234,7 @@ async fn classify(response: Response) -> Answer {
     match status.as_u16() {
         400 | 413 | 422 => Answer::Refused(reason),
         500 => Answer::Failed(reason),
-        408 | 425 | 429 => Answer::Unavailable { reason, wait },
-        501 | 505 => Answer::Misconfigured(reason),
-        506..=599 | 502..=504 => Answer::Unavailable { reason, wait },
+        408 | 425 | 429 | 502..=504 | 506..=599 => Answer::Unavailable { reason, wait },
         _ => Answer::Misconfigured(reason),
     }
 }

@@ -73,13 +73,16 @@ pub struct Claimed {
     pub next: Option<String>,
 }
 
+/// The names and values of an entry.
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// One consumer of the group on both streams.
 #[derive(Debug)]
 pub struct Group {
     reader: Link,
     writer: Arc<Link>,
     stream: StreamName,
-    group: String,
+    name: String,
     consumer: String,
     block: Duration,
 }
@@ -94,11 +97,11 @@ impl Group {
         url: &RedisUrl,
         writer: Arc<Link>,
         stream: StreamName,
-        (group, consumer): (String, String),
+        (name, consumer): (String, String),
         block: Duration,
     ) -> anyhow::Result<Self> {
         let reader = Link::with_blocking(url, block)?;
-        Ok(Self { reader, writer, stream, group, consumer, block })
+        Ok(Self { reader, writer, stream, name, consumer, block })
     }
 
     /// Makes sure that the group exists on both streams, from their first entry on. Answers
@@ -110,7 +113,7 @@ impl Group {
         let mut created = false;
         for source in Source::ALL {
             let command = cmd("XGROUP")
-                .arg(&["CREATE", self.key(source), &self.group, "0", "MKSTREAM"])
+                .arg(&["CREATE", self.key(source), &self.name, "0", "MKSTREAM"])
                 .to_owned();
             match self.writer.query::<()>(&command).await {
                 Ok(()) => created = true,
@@ -154,7 +157,7 @@ impl Group {
     /// When it is not known to be done; ask again.
     pub async fn acknowledge(&self, source: Source, ids: &[StreamId]) -> Result<(), StreamError> {
         let mut command = cmd("XACK");
-        command.arg(self.key(source)).arg(&self.group);
+        command.arg(self.key(source)).arg(&self.name);
         self.writer.query(with_ids(&mut command, ids)).await
     }
 
@@ -171,7 +174,7 @@ impl Group {
     ) -> Result<(), StreamError> {
         let mut command = cmd("EVAL");
         command.arg(DEAD_LETTER).arg(2).arg(self.key(source)).arg(self.stream.dead());
-        command.arg(&[&self.group, &id.to_string(), reason, at, &self.consumer]);
+        command.arg(&[&self.name, &id.to_string(), reason, at, &self.consumer]);
         self.writer.query(&command).await
     }
 
@@ -182,7 +185,7 @@ impl Group {
     /// When Redis does not answer or refuses, or the group is gone.
     pub async fn renew(&self, source: Source, ids: &[StreamId]) -> Result<(), StreamError> {
         let mut command = cmd("XCLAIM");
-        command.arg(&[self.key(source), &self.group, &self.consumer, "0"]);
+        command.arg(&[self.key(source), &self.name, &self.consumer, "0"]);
         with_ids(&mut command, ids).arg("JUSTID");
         self.writer.query::<Value>(&command).await.map(drop)
     }
@@ -193,7 +196,7 @@ impl Group {
     /// As for [`Group::renew`].
     pub async fn give_back(&self, source: Source, ids: &[StreamId]) -> Result<(), StreamError> {
         let mut command = cmd("XCLAIM");
-        command.arg(&[self.key(source), &self.group, &self.consumer, "0"]);
+        command.arg(&[self.key(source), &self.name, &self.consumer, "0"]);
         with_ids(&mut command, ids).arg("IDLE").arg(ANY_LEASE_IS_OVER_MS).arg("JUSTID");
         self.writer.query::<Value>(&command).await.map(drop)
     }
@@ -212,7 +215,7 @@ impl Group {
         count: usize,
     ) -> Result<Claimed, StreamError> {
         let mut command = cmd("XAUTOCLAIM");
-        command.arg(&[self.key(source), &self.group, &self.consumer]);
+        command.arg(&[self.key(source), &self.name, &self.consumer]);
         command.arg(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
         command.arg(cursor).arg("COUNT").arg(count);
         let (next, entries, deleted): (String, Vec<Value>, Vec<Value>) =
@@ -236,7 +239,7 @@ impl Group {
                 .arg(FORGET_IF_EMPTY)
                 .arg(1)
                 .arg(self.key(source))
-                .arg(&self.group)
+                .arg(&self.name)
                 .arg(&self.consumer);
         }
         self.writer.query_all::<Vec<Value>>(&commands).await.map(drop)
@@ -251,7 +254,7 @@ impl Group {
 
     fn read_command(&self, count: usize) -> Cmd {
         let mut command = cmd("XREADGROUP");
-        command.arg(&["GROUP", &self.group, &self.consumer, "COUNT"]).arg(count);
+        command.arg(&["GROUP", &self.name, &self.consumer, "COUNT"]).arg(count);
         command
     }
 
@@ -273,7 +276,7 @@ fn with_ids<'c>(command: &'c mut Cmd, ids: &[StreamId]) -> &'c mut Cmd {
 
 /// Reads one entry: its id, and its fields or nil if it was deleted.
 fn entry(source: Source, value: Value) -> Option<Entry> {
-    let (id, fields): (String, Option<Vec<(Vec<u8>, Vec<u8>)>>) =
+    let (id, fields): (String, Option<Fields>) =
         FromRedisValue::from_redis_value(value).map_err(RedisError::from).ok()?;
     let payload = fields
         .unwrap_or_default()

@@ -26,90 +26,88 @@ async fn secrets_of_the_environment_are_not_shown_in_help() {
     }
 }
 
-#[tokio::test]
-async fn what_is_wrong_is_said_in_one_sentence_with_what_to_do() {
-    let ground = Ground::new().await;
-    let nowhere = free_address();
-    let wrong_password = ground.monitor_url.replace("heartbeat:", "heartbeat:x");
-    let redis = shared().redis_url.as_str();
-    let wrong_redis = shared().redis_url.replace("pass=", "pass=x");
-    let unreachable_redis = format!("redis://{nowhere}");
-    let unreachable_database = format!("mysql://u:p@{nowhere}/d");
-    let no_such_database = ground.monitor_url.replace("/monitor_", "/nothing_");
-    let no_role = unreachable_redis.replace("redis", "http");
-    let in_a_hurry = ("CONNECT_TIMEOUT", "300ms");
-    let database = ("DATABASE_URL", ground.monitor_url.as_str());
-    let any_port = ("LISTEN", "127.0.0.1:0");
-    let table: Vec<(Vec<&str>, Vec<(&str, &str)>, &str)> = vec![
-        (vec!["monitor"], vec![any_port], "--database-url <URL>"),
-        (vec!["payments"], vec![any_port, database], "--name <NAME>"),
-        (vec!["monitor", "--sweep-interval", "5"], vec![database], "write a duration such as"),
-        (vec!["monitor", "--database-url", "db"], vec![], "mysql://USER:PASSWORD@HOST:PORT/NAME"),
-        (vec!["monitor", "--listen", "5001"], vec![database], "invalid socket address"),
-        (vec!["payments", "--name", "a b"], vec![database], "must be 1 to 100 characters"),
-        (vec!["relay", "--monitor-url", "monitor"], vec![], "write it as http://HOST:5001"),
-        (vec!["relay", "--lease", "5s"], vec![any_port], "shorter than three times --http-timeout"),
-        (vec!["relay", "--batch-size", "0"], vec![], "0 is not in 1..=1000"),
-        (vec!["relay", "--log-level", "info,=,"], vec![any_port], "is not a level such as info"),
-        (
-            vec!["relay", "--redis-url", &unreachable_redis],
-            vec![any_port, in_a_hurry],
-            "cannot reach Redis at redis://",
-        ),
-        (
-            vec!["relay", "--redis-url", &wrong_redis],
-            vec![any_port, in_a_hurry],
-            "check user and password in --redis-url",
-        ),
-        (
-            vec!["monitor", "--database-url", &unreachable_database],
-            vec![any_port, in_a_hurry],
-            "cannot reach the monitor database at mysql://u:***@",
-        ),
-        (
-            vec!["monitor", "--database-url", &wrong_password],
-            vec![any_port, in_a_hurry],
-            "check user, password and database name",
-        ),
-        (
-            vec!["monitor", "--database-url", &no_such_database],
-            vec![any_port, in_a_hurry],
-            "check user, password and database name",
-        ),
-        (
-            vec!["monitor", "--create-schema-on-startup", "false"],
-            vec![any_port, database],
-            "run `heartbeat migrate monitor`",
-        ),
-        (
-            vec![
-                "payments",
-                "--name",
-                "a",
-                "--redis-url",
-                redis,
-                "--create-schema-on-startup",
-                "no",
-            ],
-            vec![any_port, ("DATABASE_URL", &ground.payments_url)],
-            "run `heartbeat migrate payments`",
-        ),
-        (
-            vec!["migrate", "monitor", "--database-url", &unreachable_database],
-            vec![in_a_hurry],
-            "cannot reach the monitor database",
-        ),
-        (vec!["healthcheck", &no_role], vec![], "cannot be reached: Connection refused"),
-        (vec!["dance"], vec![], "unrecognized subcommand 'dance'"),
-    ];
-    for (arguments, environment, expected) in table {
-        let (code, _, err) = run(&arguments, &environment).await;
+/// Arguments, environment, and what standard error must say.
+type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+
+async fn each_fails_plainly(cases: &[Case<'_>]) {
+    for (arguments, environment, expected) in cases {
+        let (code, _, err) = run(arguments, environment).await;
         assert_ne!(code, 0, "{arguments:?}");
         assert!(err.contains(expected), "{arguments:?} {environment:?}: {err}");
         for unwanted in ["backtrace", "panicked", "topsecret"] {
             assert!(!err.contains(unwanted), "{arguments:?}: {err}");
         }
     }
+}
+
+const ANY_PORT: (&str, &str) = ("LISTEN", "127.0.0.1:0");
+
+#[tokio::test]
+async fn options_that_cannot_be_used_are_named_with_what_to_write_instead() {
+    let database = ("DATABASE_URL", "mysql://u:topsecret@127.0.0.1:1/d");
+    each_fails_plainly(&[
+        (&["monitor"], &[], "--database-url <URL>"),
+        (&["payments"], &[database], "--name <NAME>"),
+        (&["monitor", "--sweep-interval", "5"], &[database], "write a duration such as"),
+        (&["monitor", "--database-url", "db"], &[], "mysql://USER:PASSWORD@HOST:PORT/NAME"),
+        (&["monitor", "--listen", "5001"], &[database], "invalid socket address"),
+        (&["payments", "--name", "a b"], &[database], "must be 1 to 100 characters"),
+        (&["relay", "--monitor-url", "monitor"], &[], "write it as http://HOST:5001"),
+        (&["relay", "--lease", "5s"], &[ANY_PORT], "shorter than three times --http-timeout"),
+        (&["relay", "--batch-size", "0"], &[], "0 is not in 1..=1000"),
+        (&["relay", "--log-level", "info,=,"], &[ANY_PORT], "is not a level such as info"),
+        (&["dance"], &[], "unrecognized subcommand 'dance'"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn servers_that_do_not_serve_us_are_named_with_what_to_do() {
+    let ground = Ground::new().await;
+    let nowhere = free_address();
+    let wrong_password = ground.monitor_url.replace("heartbeat:", "heartbeat:x");
+    let wrong_redis = shared().redis_url.replace("pass=", "pass=x");
+    let no_redis = format!("redis://{nowhere}");
+    let no_database = format!("mysql://u:topsecret@{nowhere}/d");
+    let no_such_database = ground.monitor_url.replace("/monitor_", "/nothing_");
+    let no_role = format!("http://{nowhere}");
+    let quick = &[ANY_PORT, ("CONNECT_TIMEOUT", "300ms")];
+    let with_database = |url| ["monitor", "--database-url", url];
+    let with_redis = |url| ["relay", "--redis-url", url];
+    let check = "check user, password and database name";
+    each_fails_plainly(&[
+        (&with_redis(&no_redis), quick, "cannot reach Redis at redis://"),
+        (&with_redis(&wrong_redis), quick, "check user and password in --redis-url"),
+        (
+            &with_database(&no_database),
+            quick,
+            "cannot reach the monitor database at mysql://u:***@",
+        ),
+        (&with_database(&wrong_password), quick, check),
+        (&with_database(&no_such_database), quick, check),
+        (
+            &["migrate", "monitor", "--database-url", &no_database],
+            quick,
+            "cannot reach the monitor",
+        ),
+        (&["healthcheck", &no_role], &[], "cannot be reached: Connection refused"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_schema_that_is_behind_is_refused_with_the_command_that_mends_it() {
+    let ground = Ground::new().await;
+    let redis = ("REDIS_URL", shared().redis_url.as_str());
+    let payments = ("DATABASE_URL", ground.payments_url.as_str());
+    let monitor = ("DATABASE_URL", ground.monitor_url.as_str());
+    let no_change = ("CREATE_SCHEMA_ON_STARTUP", "false");
+    let name = ["payments", "--name", "a"];
+    each_fails_plainly(&[
+        (&["monitor"], &[ANY_PORT, monitor, no_change], "run `heartbeat migrate monitor`"),
+        (&name, &[ANY_PORT, payments, redis, no_change], "run `heartbeat migrate payments`"),
+    ])
+    .await;
 }
 
 #[tokio::test]

@@ -106,7 +106,7 @@ async fn a_late_heartbeat_revises_its_own_slot_and_its_window() {
     let monitor = Ground::new().await.monitor().await;
     let window = window("payments-a", 3);
     take(&monitor, vec![heartbeat(&window, 1)], window.from()).await;
-    let over = window.ends_at().plus(Duration::from_secs(60));
+    let over = window.ends_at().plus(Duration::from_mins(1));
     assert_eq!(sweep::sweep_all(&monitor, over).await.unwrap(), 1);
     let closed = only_window(&monitor).await;
     assert_eq!(closed.status, WindowStatus::Alert);
@@ -164,7 +164,7 @@ async fn sixty_four_concurrent_posters_make_exact_counts() {
 async fn heartbeats_that_race_sweeps_leave_counts_that_add_up() {
     let monitor = Ground::new().await.monitor().await;
     let windows: Vec<Window> = (0..20).map(|_| window("payments-a", 20)).collect();
-    let over = windows[0].ends_at().plus(Duration::from_secs(60));
+    let over = windows[0].ends_at().plus(Duration::from_mins(1));
     ingest::announce(&monitor, windows.clone(), over).await.unwrap();
     let mut racers = tokio::task::JoinSet::new();
     for racer in 0..6_usize {
@@ -243,7 +243,7 @@ async fn replay(
     sweep_after: usize,
 ) -> (Counts, u32, Model) {
     let window = window("payments-a", slots);
-    let over = window.ends_at().plus(Duration::from_secs(60));
+    let over = window.ends_at().plus(Duration::from_mins(1));
     ingest::announce(monitor, vec![window.clone()], over).await.unwrap();
     let mut model = Model::default();
     let mut rest = beats;

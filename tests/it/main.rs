@@ -5,6 +5,9 @@
 //! the one on the path, which is how the same tests run on MySQL and on MariaDB.
 
 #![allow(unreachable_pub, reason = "nobody uses a test binary as a library")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::type_complexity, reason = "tables of cases are read, not passed around")]
+#![allow(clippy::similar_names, reason = "`status` and `stats` are the API's words")]
 
 mod support;
 

@@ -221,7 +221,7 @@ async fn windows_follow_each_other_without_a_gap_and_replicas_open_each_once() {
     let ground = Ground::new().await;
     let payments = ground.payments("payments-a").await;
     let (emitter, _queue) = Emitter::new(payments.clone());
-    let length = Some(Duration::from_secs(60));
+    let length = Some(Duration::from_mins(1));
     let start = at("2026-11-21T10:00:00Z");
     let open = async |now| continuous::open_next(&payments, &emitter, length, now).await.unwrap();
     assert_eq!(open(start).await, Duration::ZERO);
@@ -236,7 +236,7 @@ async fn windows_follow_each_other_without_a_gap_and_replicas_open_each_once() {
             .unwrap();
     assert_eq!(spans.len(), 2);
     assert_eq!(spans[0].1, spans[1].0);
-    let long_after = start.plus(Duration::from_secs(3_600));
+    let long_after = start.plus(Duration::from_hours(1));
     open(long_after).await;
     let last: chrono::DateTime<chrono::Utc> =
         sqlx::query_scalar("SELECT MAX(window_from) FROM report_windows")

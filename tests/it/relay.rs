@@ -348,5 +348,5 @@ async fn each_answer_of_a_monitor_has_its_meaning() {
             Answer::Unavailable { wait, .. } => wait,
             other => panic!("{other:?}"),
         });
-    assert_eq!(waits, [Some(Duration::from_secs(7)), Some(Duration::from_secs(60)), None]);
+    assert_eq!(waits, [Some(Duration::from_secs(7)), Some(Duration::from_mins(1)), None]);
 }

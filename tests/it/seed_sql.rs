@@ -77,7 +77,7 @@ async fn carry_out(payments: &Payments, monitor: &Monitor) -> Plan {
     }
     emitter::publish_once(payments, &plan, &mut false).await.unwrap();
     ingest::ingest(monitor, sent, from).await.unwrap();
-    let over = plan.window.ends_at().plus(Duration::from_secs(60));
+    let over = plan.window.ends_at().plus(Duration::from_mins(1));
     sweep::sweep_all(monitor, over).await.unwrap();
     plan
 }

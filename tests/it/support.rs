@@ -6,7 +6,7 @@ mod servers;
 
 pub use ground::{Ground, pool};
 pub use process::{Process, free_address, run};
-pub use servers::{Shared, shared};
+pub use servers::shared;
 
 use std::time::{Duration, Instant};
 

@@ -62,7 +62,7 @@ async fn a_window_closes_after_its_last_slot_and_the_grace_not_before() {
 async fn one_window_can_be_closed_on_request() {
     let monitor = Ground::new().await.monitor().await;
     let (wanted, other) = (window("payments-a", 2), window("payments-a", 2));
-    let over = wanted.ends_at().plus(Duration::from_secs(60));
+    let over = wanted.ends_at().plus(Duration::from_mins(1));
     ingest::announce(&monitor, vec![wanted.clone(), other], wanted.from()).await.unwrap();
     let early = sweep::sweep_window(&monitor, wanted.uuid, wanted.from()).await.unwrap().unwrap();
     assert_eq!((early.closed.len(), early.held.len()), (0, 1));
@@ -81,7 +81,7 @@ async fn one_window_can_be_closed_on_request() {
 async fn many_sweeps_at_once_close_each_window_once() {
     let monitor = Ground::new().await.monitor().await;
     let windows: Vec<Window> = (0..300).map(|_| window("payments-a", 3)).collect();
-    let over = windows[0].ends_at().plus(Duration::from_secs(60));
+    let over = windows[0].ends_at().plus(Duration::from_mins(1));
     ingest::announce(&monitor, windows, over).await.unwrap();
     let mut sweeps = tokio::task::JoinSet::new();
     for _ in 0..8 {
@@ -123,7 +123,7 @@ async fn the_largest_window_allowed_closes() {
     )
     .unwrap();
     assert_eq!(window.slots(), heartbeat::wire::MAX_SLOTS_PER_WINDOW);
-    let over = window.ends_at().plus(Duration::from_secs(60));
+    let over = window.ends_at().plus(Duration::from_mins(1));
     ingest::announce(&monitor, vec![window], over).await.unwrap();
     assert_eq!(sweep::sweep_all(&monitor, over).await.unwrap(), 1);
     let stored = latest_windows(&monitor.pool, 1).await.unwrap().remove(0);

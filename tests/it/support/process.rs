@@ -120,7 +120,7 @@ pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, Stri
     let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let reading =
         async { tokio::join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err)) };
-    tokio::time::timeout(Duration::from_secs(60), reading).await.expect("it ends").0.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), reading).await.expect("it ends").0.unwrap();
     let status = child.wait().await.unwrap();
     (status.code().unwrap_or(-1), out, err)
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
 
-use heartbeat::local::{Engine, Options, Servers};
+use heartbeat::local::{Options, Servers};
 
 /// The servers that every test shares.
 pub struct Shared {
@@ -14,8 +14,6 @@ pub struct Shared {
     pub redis_url: String,
     /// Address of the Redis over TCP.
     pub redis_tcp_url: String,
-    /// Which database product serves.
-    pub engine: Engine,
     database_url: String,
     database_tcp_url: String,
     _leash: ChildStdin,
@@ -66,7 +64,6 @@ async fn start() -> (Shared, Servers) {
     let shared = Shared {
         redis_url: servers.redis.url(),
         redis_tcp_url: servers.redis.tcp_url().unwrap(),
-        engine: servers.database.engine(),
         database_url: servers.database.url("scratch"),
         database_tcp_url: servers.database.tcp_url("scratch").unwrap(),
         _leash: leash(&directory, &pids),
