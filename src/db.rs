@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::future::BoxFuture;
-use sqlx::migrate::{Migrate, Migrator};
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlPoolOptions};
 use sqlx::{Acquire, MySqlPool};
 
@@ -197,8 +197,14 @@ pub async fn prepare_schema(
         return migrate(pool, schema, what).await;
     }
     let mut connection = pool.acquire().await?;
-    // Without the table, which only a migration makes, none was applied.
-    let applied = connection.list_applied_migrations(&schema.table_name).await.unwrap_or_default();
+    let applied = match connection.list_applied_migrations(&schema.table_name).await {
+        Ok(applied) => applied,
+        // Without the table, which only a migration makes, none was applied.
+        Err(MigrateError::Execute(error)) if classify(&error) == Class::Configuration => Vec::new(),
+        Err(error) => {
+            return Err(error).with_context(|| format!("reading the schema of the {what}"));
+        }
+    };
     let wanted = schema.iter().map(|migration| migration.version).max().unwrap_or(0);
     let found = applied.iter().map(|migration| migration.version).max().unwrap_or(0);
     if found < wanted {

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use futures_util::FutureExt;
 use heartbeat::cli::{self, Cli, Command};
 use heartbeat::{monitor, payments, relay, shutdown, standalone, telemetry};
+use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -20,17 +20,23 @@ async fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
     telemetry::start(&cli.log)?;
-    let stop = shutdown::on_signals()?;
-    let told = stop.clone();
-    let deadline = |role| shutdown::within_deadline(role, told);
     match cli.command {
-        Command::Standalone(args) => Box::pin(standalone::run(args, stop)).await,
-        Command::Payments(args) => deadline(payments::run(args, stop).boxed()).await,
-        Command::Relay(args) => deadline(relay::run(args, stop).boxed()).await,
-        Command::Monitor(args) => deadline(monitor::run(args, stop).boxed()).await,
+        Command::Standalone(args) => standalone::run(args, shutdown::on_signals()?).await,
+        Command::Payments(args) => role(|stop| payments::run(args, stop)).await,
+        Command::Relay(args) => role(|stop| relay::run(args, stop)).await,
+        Command::Monitor(args) => role(|stop| monitor::run(args, stop)).await,
         Command::Migrate(args) => cli::migrate(args).await,
         Command::Healthcheck(args) => cli::healthcheck(args).await,
     }
+}
+
+/// Runs a role until a signal tells it to stop, and then not for long.
+async fn role<F>(start: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let stop = shutdown::on_signals()?;
+    Box::pin(shutdown::within_deadline(start(stop.clone()), stop)).await
 }
 
 /// An error and its causes in one line, each said once: some libraries repeat their cause.

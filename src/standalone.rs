@@ -83,7 +83,10 @@ pub async fn run(args: StandaloneArgs, shutdown: CancellationToken) -> anyhow::R
         databases: DATABASES.map(str::to_owned).to_vec(),
         ..Options::default()
     };
-    let mut servers = Servers::start(&args.data_dir, &options).await?;
+    let mut servers = tokio::select! {
+        started = Servers::start(&args.data_dir, &options) => started?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let outcome = run_roles(&args, sockets, &mut servers, &shutdown).await;
     let table = report::latest_windows(&servers).await;
     let stopped = servers.stop().await;

@@ -18,7 +18,7 @@ mod producer;
 use std::fmt;
 use std::str::FromStr;
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind, Value};
 
 pub use group::{Claimed, Entry, Group, Source};
 pub use link::Link;
@@ -95,6 +95,13 @@ impl FromStr for StreamId {
             (Ok(millis), Ok(sequence)) => Ok(Self { millis, sequence }),
             _ => Err(format!("{text:?} is no stream id such as 1732183210000-0")),
         }
+    }
+}
+
+impl FromRedisValue for StreamId {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let text = String::from_redis_value(value)?;
+        text.parse().map_err(ParsingError::from)
     }
 }
 

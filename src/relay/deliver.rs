@@ -67,10 +67,11 @@ impl Job {
         Self { due: Instant::now() + pause, ..self }
     }
 
-    /// Both halves, each starting over.
-    fn halves(mut self) -> [Self; 2] {
+    /// Both halves, each starting over; of a single message the same again.
+    fn halves(mut self) -> Vec<Self> {
         let second = self.items.split_off(self.items.len() / 2);
-        [Self::new(self.source, self.items), Self::new(self.source, second)]
+        let halves = [self.items, second].into_iter().filter(|items| !items.is_empty());
+        halves.map(|items| Self::new(self.source, items)).collect()
     }
 
     fn ids(&self) -> Vec<StreamId> {
@@ -136,9 +137,9 @@ impl Delivery {
                     self.dead_letter(job.source, only.id, &reason).await;
                     Vec::new()
                 }
-                _ => job.halves().into(),
+                _ => job.halves(),
             },
-            Answer::OneByOne => job.halves().into(),
+            Answer::OneByOne => job.halves(),
             Answer::Failed(reason) => self.after_failure(job, &reason).await,
             Answer::Unavailable { wait, .. } => vec![job.again(wait)],
             Answer::Misconfigured(_) => vec![job.again(None)],
@@ -174,7 +175,7 @@ impl Delivery {
                 self.dead_letter(job.source, only.id, &reason).await;
                 Vec::new()
             }
-            [_, _, ..] if attempts >= ATTEMPTS_TOGETHER => job.halves().into(),
+            [_, _, ..] if attempts >= ATTEMPTS_TOGETHER => job.halves(),
             _ => vec![job.again(None)],
         }
     }

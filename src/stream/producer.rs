@@ -47,7 +47,6 @@ impl Producer {
 
     async fn publish(&self, key: &str, payload: &str) -> Result<StreamId, StreamError> {
         let command = cmd("XADD").arg(key).arg("*").arg("payload").arg(payload).to_owned();
-        let id: String = self.link.query(&command).await?;
-        Ok(id.parse().unwrap_or_default())
+        self.link.query(&command).await
     }
 }

@@ -267,6 +267,20 @@ async fn allergic_monitor(body: String) -> Response {
 }
 
 #[tokio::test]
+async fn a_single_heartbeat_reaches_an_old_monitor_too() {
+    let ground = Ground::new().await;
+    let seen = Arc::default();
+    let (url, _stop) = serve(old_monitor(Arc::clone(&seen))).await;
+    let beat = heartbeat(&window("payments-a", 5), 0).to_json();
+    ground.producer().publish_heartbeat(&beat).await.unwrap();
+    let _relay = Process::relay(&ground, &url, &[]).await;
+    eventually("it is taken", async || {
+        (seen.lock().unwrap().len() == 1 && pending(&ground).await == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_message_that_alone_makes_the_monitor_fail_is_given_up_in_the_end() {
     let ground = Ground::new().await;
     let (url, _stop) =

@@ -108,3 +108,20 @@ async fn a_demo_shows_windows_within_a_minute_and_the_next_start_goes_on() {
     assert_eq!(resumed.len(), 3, "without --demo none is opened");
     interrupt(again).await;
 }
+
+#[tokio::test]
+async fn after_a_kill_the_next_start_stops_the_servers_left_behind_and_goes_on() {
+    let installation = Installation::new();
+    let mut first = installation.start(true);
+    let windows = installation.heartbeats(2).await;
+    first.start_kill().unwrap();
+    first.wait().await.unwrap();
+    let again = installation.start(false);
+    let before: Vec<&Value> = windows.iter().map(|window| &window["window_uuid"]).collect();
+    let found =
+        eventually("the windows are still there", async || installation.windows().await).await;
+    for uuid in before {
+        assert!(found.iter().any(|window| window["window_uuid"] == *uuid), "{uuid}");
+    }
+    interrupt(again).await;
+}
