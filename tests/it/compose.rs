@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches};
@@ -23,21 +25,9 @@ const DOCKERFILE: &str = include_str!("../../Dockerfile");
 const IMAGE: &str = "heartbeat:local";
 /// Each unit for systemd, its example of settings, and an instance of it.
 const UNITS: [(&str, &str, &str); 3] = [
-    (
-        include_str!("../../deploy/systemd/heartbeat-monitor.service"),
-        include_str!("../../deploy/systemd/monitor.env.example"),
-        "",
-    ),
-    (
-        include_str!("../../deploy/systemd/heartbeat-relay@.service"),
-        include_str!("../../deploy/systemd/relay.env.example"),
-        "5013",
-    ),
-    (
-        include_str!("../../deploy/systemd/heartbeat-payments@.service"),
-        include_str!("../../deploy/systemd/payments.env.example"),
-        "payments-x",
-    ),
+    ("heartbeat-monitor.service", "monitor.env.example", ""),
+    ("heartbeat-relay@.service", "relay.env.example", "5013"),
+    ("heartbeat-payments@.service", "payments.env.example", "payments-x"),
 ];
 /// Where a host finds each service: address to publish on, its port, and the one inside.
 const PORTS: [(&str, Option<&str>, u16, u16); 7] = [
@@ -58,38 +48,31 @@ struct Compose {
     volumes: BTreeMap<String, Option<IgnoredAny>>,
 }
 
-/// A service. A key that is not here is a mistake, or must be added with a check of its own.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A service. A key that is not here is a mistake, or must be added with a check of its own; one
+/// that is missing there is empty here, and fails the check of what it says.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Service {
     image: String,
     build: Option<String>,
     pull_policy: Option<String>,
     command: Vec<String>,
-    #[serde(default)]
     environment: Environment,
     healthcheck: Health,
-    #[serde(default)]
     depends_on: BTreeMap<String, Dependency>,
-    #[serde(default)]
     ports: Vec<String>,
-    #[serde(default)]
     volumes: Vec<String>,
-    #[serde(default)]
     networks: BTreeMap<String, Network>,
     restart: String,
     stop_grace_period: String,
     logging: Logging,
-    #[serde(default)]
     read_only: bool,
-    #[serde(default)]
     cap_drop: Vec<String>,
-    #[serde(default)]
     security_opt: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Health {
     test: Vec<String>,
     interval: String,
@@ -98,20 +81,20 @@ struct Health {
     start_period: String,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Dependency {
     condition: String,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Network {
     aliases: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Logging {
     driver: String,
     options: BTreeMap<String, String>,
@@ -402,15 +385,17 @@ fn settings(text: &str) -> Environment {
 
 #[test]
 fn units_run_commands_with_settings_that_the_executable_takes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd");
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
     for (unit, example, instance) in UNITS {
-        let unit = unit.replace("%i", instance);
+        let (unit, example) = (read(unit).replace("%i", instance), read(example));
         let all = |key: &str| -> Vec<String> {
             let pairs = unit.lines().filter_map(|line| line.split_once('='));
             pairs.filter(|(name, _)| *name == key).map(|(_, value)| value.to_owned()).collect()
         };
         let line: Vec<_> = all("ExecStart")[0].split(' ').map(str::to_owned).collect();
         assert_eq!(line[0], instruction("ENTRYPOINT")[0]);
-        let mut environment = settings(example);
+        let mut environment = settings(&example);
         assert!(environment.len() > 2, "the example shows too little: {example}");
         environment.extend(settings(&all("Environment").join("\n")));
         match parse(&line[1..], &environment).unwrap().command {
