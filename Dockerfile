@@ -27,7 +27,7 @@ RUN cargo build --release --locked --bin heartbeat
 # glibc, libgcc and certificates; no shell and no package manager.
 FROM gcr.io/distroless/cc-debian12:nonroot
 LABEL org.opencontainers.image.title="heartbeat" \
-      org.opencontainers.image.description="A distributed heartbeat monitor that explains every missing heartbeat" \
+      org.opencontainers.image.description="A distributed heartbeat monitor" \
       org.opencontainers.image.licenses="Apache-2.0 OR MIT"
 COPY --from=build /build/target/release/heartbeat /usr/local/bin/heartbeat
 # The image's `nonroot`. As numbers, so that an orchestrator can tell that it is not root.

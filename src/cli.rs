@@ -17,7 +17,7 @@ use crate::{db, http};
 /// Longest answer of a health check that is shown, in characters.
 const SHOWN_CHARS: usize = 300;
 
-/// A distributed heartbeat monitor that explains every missing heartbeat.
+/// A distributed heartbeat monitor with two ledgers: what each service did, and what arrived.
 ///
 /// Services under watch (`payments`) write heartbeats to a Redis stream; a `relay` carries them to
 /// the `monitor`, which keeps windows in MySQL or MariaDB and raises an alert for each that lacks a
@@ -32,7 +32,7 @@ pub struct Cli {
     pub command: Command,
 
     /// Logs.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Logs")]
     pub log: LogArgs,
 }
 
@@ -82,7 +82,8 @@ pub struct MigrateArgs {
 /// Options of `healthcheck`.
 #[derive(Args, Clone, Debug)]
 pub struct HealthcheckArgs {
-    /// What to ask: /ready (can it do its work) or /health (is it alive) of a role
+    /// What to ask: /ready (can it do its work) or /health (is it alive) of a role; the default is
+    /// the monitor on this host
     #[arg(
         env = "HEALTHCHECK_URL",
         default_value = "http://127.0.0.1:5001/ready",

@@ -6,13 +6,14 @@
 //! - Each connection is rolled back before it is lent, which clears such a transaction all the same.
 //! - A transaction that lost a deadlock is tried again; its body must therefore be repeatable.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::future::BoxFuture;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlPoolOptions};
-use sqlx::{Acquire, MySqlPool};
+use sqlx::{Acquire, ConnectOptions, Connection as _, MySqlPool};
 
 use crate::config::DatabaseUrl;
 
@@ -20,9 +21,11 @@ use crate::config::DatabaseUrl;
 pub type Connection = MySqlConnection;
 
 /// Schema of the payments database.
-pub static PAYMENTS_SCHEMA: Migrator = sqlx::migrate!("migrations/payments");
+pub static PAYMENTS_SCHEMA: LazyLock<Migrator> =
+    LazyLock::new(|| only_growing(sqlx::migrate!("migrations/payments")));
 /// Schema of the monitor database.
-pub static MONITOR_SCHEMA: Migrator = sqlx::migrate!("migrations/monitor");
+pub static MONITOR_SCHEMA: LazyLock<Migrator> =
+    LazyLock::new(|| only_growing(sqlx::migrate!("migrations/monitor")));
 
 /// Most connections that one process opens to one database.
 const MAX_CONNECTIONS: u32 = 16;
@@ -117,6 +120,12 @@ fn classify_number(number: u16) -> Class {
     }
 }
 
+/// Schemas only grow, so that during an upgrade an older program goes on with a newer schema.
+fn only_growing(mut schema: Migrator) -> Migrator {
+    schema.set_ignore_missing(true);
+    schema
+}
+
 /// Opens a pool and waits until the database answers.
 ///
 /// `what` names the database to a person, such as "monitor database".
@@ -131,7 +140,7 @@ pub async fn connect(
     let pool = pool(url);
     let deadline = tokio::time::Instant::now() + patience;
     loop {
-        match ping(&pool).await {
+        match knock(url).await {
             Ok(()) => return Ok(pool),
             Err(error) if error.class == Class::Configuration => bail!(
                 "the {what} at {url} does not let us in: {error}; check user, password and \
@@ -145,8 +154,23 @@ pub async fn connect(
     }
 }
 
+/// Connects once, outside of any pool: a pool would keep the reason of a failure to itself.
+async fn knock(url: &DatabaseUrl) -> Result<(), Error> {
+    let connecting = MySqlConnection::connect_with(url.options());
+    match tokio::time::timeout(ACQUIRE_TIMEOUT, connecting).await {
+        Ok(connection) => {
+            // On a unix socket the server may be gone before our farewell, which harms nobody.
+            connection?.close().await.ok();
+            Ok(())
+        }
+        Err(_) => Err(sqlx::Error::PoolTimedOut.into()),
+    }
+}
+
 fn pool(url: &DatabaseUrl) -> MySqlPool {
+    // The driver would log statements in its own words; a failure is logged where it is handled.
     let options = url.options().clone().statement_cache_capacity(STATEMENT_CACHE);
+    let options = options.disable_statement_logging();
     MySqlPoolOptions::new()
         .max_connections(MAX_CONNECTIONS)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -186,7 +210,7 @@ pub async fn ping(pool: &MySqlPool) -> Result<(), Error> {
 /// Brings a schema up to date, or checks that it is. `what` is as in [`connect`].
 ///
 /// # Errors
-/// A schema that is behind and may not be changed, newer than this program, or cannot be changed.
+/// A schema that is behind and may not be changed, or cannot be changed.
 pub async fn prepare_schema(
     pool: &MySqlPool,
     schema: &'static Migrator,
@@ -221,7 +245,7 @@ pub async fn prepare_schema(
 /// Brings a schema up to date. Several processes may do so at once: one works, the others wait.
 ///
 /// # Errors
-/// When a migration fails, or the schema is newer than this program.
+/// When a migration fails.
 pub async fn migrate(
     pool: &MySqlPool,
     schema: &'static Migrator,
@@ -246,7 +270,13 @@ async fn migrate_alone(pool: &MySqlPool, schema: &'static Migrator) -> anyhow::R
     let applied = schema.run(pool).await;
     // Closing ends the lock as well, whatever became of the migration.
     connection.close().await.ok();
-    Ok(applied?)
+    match applied {
+        Err(MigrateError::Dirty(version)) => bail!(
+            "version {version} was begun and not finished; restore the database from a backup, or \
+             finish it by hand and set `success` in the table _sqlx_migrations"
+        ),
+        other => Ok(other?),
+    }
 }
 
 /// Runs a transaction to its end in a task of its own, and again if it lost a deadlock.

@@ -83,7 +83,7 @@ pub async fn serve(
     }
 }
 
-/// A client that follows nothing and repeats nothing: both would hide what happened.
+/// A client that follows nothing, repeats nothing and asks no proxy: each would hide what happened.
 ///
 /// # Errors
 /// When the system offers no certificates to trust.
@@ -94,6 +94,7 @@ pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
         .timeout(timeout)
         .connect_timeout(timeout)
         .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
         .retry(reqwest::retry::never())
         .build()
 }
@@ -251,9 +252,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let query = Query::<T>::from_request_parts(parts, state).await;
-        query
-            .map(|Query(params)| Self(params))
-            .map_err(|rejection| ApiError::bad_request(rejection.body_text()))
+        query.map(|Query(params)| Self(params)).map_err(|rejection| {
+            let text = rejection.body_text();
+            let why = text.rsplit_once("query string: ").map_or(&*text, |(_, why)| why);
+            ApiError::bad_request(format!("the query cannot be used: {why}"))
+        })
     }
 }
 

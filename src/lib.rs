@@ -1,4 +1,5 @@
-//! heartbeat is a distributed heartbeat monitor that explains every missing heartbeat.
+//! heartbeat is a distributed heartbeat monitor with two ledgers: what each service did, and what
+//! arrived.
 //!
 //! Services under watch write heartbeats to a Redis stream and keep an audit of what they did; a
 //! relay carries the heartbeats to a monitor, which keeps a ledger of what it saw. Two independent
@@ -7,7 +8,8 @@
 //!
 //! # Map
 //!
-//! Every module uses only modules that stand below it here.
+//! Every module uses only modules that stand below it here; `config` and `stream` alone know each
+//! other, because the stream's name is an option and its address is parsed with the options.
 //!
 //! | module | what it is |
 //! |---|---|

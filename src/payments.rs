@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use sqlx::MySqlPool;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -49,7 +50,7 @@ pub struct PaymentsArgs {
     pub listen: SocketAddr,
 
     /// Open windows back to back, without being asked
-    #[arg(long, env = "CONTINUOUS")]
+    #[arg(long, env = "CONTINUOUS", value_parser = BoolishValueParser::new())]
     pub continuous: bool,
 
     /// Length of the windows that --continuous opens [default: random, 60s to 300s]

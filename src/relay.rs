@@ -3,12 +3,13 @@
 //!
 //! Data flows one way: [`consume`] reads entries and takes over those that a dead relay left,
 //! [`deliver`] carries a batch through to its acknowledgement, [`forward`] speaks HTTP and says
-//! what an answer means. [`held`] keeps the leases on everything in flight. Any number of relays may
-//! share a group.
+//! what an answer means. [`gate`] stops the reading while the monitor is away, [`held`] keeps the
+//! leases on everything in flight. Any number of relays may share a group.
 
 pub mod consume;
 pub mod deliver;
 pub mod forward;
+pub mod gate;
 pub mod held;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::deliver::Delivery;
 use self::forward::Forwarder;
+use self::gate::Gate;
 use self::held::Held;
 use crate::config::{MonitorUrl, StartArgs, StreamArgs, positive_duration};
 use crate::http::Readiness;
@@ -170,6 +172,7 @@ pub async fn serve(
         group,
         forwarder: Forwarder::new(args.monitor_url.clone(), args.http_timeout)?,
         held: Held::default(),
+        gate: Gate::default(),
         readiness: readiness.clone(),
         max_retries: args.max_retries,
         passed: AtomicU64::new(0),

@@ -1,8 +1,11 @@
-//! When to try again: a pure schedule of growing, jittered delays.
+//! When to try again: a pure schedule of growing, jittered delays, and a [circuit
+//! breaker](breaker).
 //!
 //! Equal jitter after "Exponential Backoff And Jitter" (Marc Brooker, AWS Architecture Blog,
 //! 2015): half of each delay is fixed, so that throttling never collapses to no wait at all, and
 //! half is random, so that many clients do not come back together.
+
+pub mod breaker;
 
 use std::time::Duration;
 

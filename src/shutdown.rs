@@ -10,11 +10,15 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long a role may take to stop.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
+/// A signal that comes so soon after the first is the same word said twice, as when a program and
+/// its group are both told.
+const SAME_WORD: Duration = Duration::from_millis(500);
 /// Exit code of a process that was told twice to stop.
 const EXIT_AT_ONCE: i32 = 130;
 
@@ -28,17 +32,24 @@ pub fn on_signals() -> anyhow::Result<CancellationToken> {
     let token = CancellationToken::new();
     let cancelled = token.clone();
     tokio::spawn(async move {
-        for told_before in [false, true] {
+        let mut told: Option<Instant> = None;
+        loop {
             tokio::select! {
                 _ = terminate.recv() => (),
                 _ = interrupt.recv() => (),
             }
-            if told_before {
-                tracing::warn!("told twice to stop: leaving at once");
-                std::process::exit(EXIT_AT_ONCE);
+            match told {
+                None => {
+                    tracing::info!("told to stop: finishing what is in hand");
+                    told = Some(Instant::now());
+                    cancelled.cancel();
+                }
+                Some(first) if first.elapsed() < SAME_WORD => (),
+                Some(_) => {
+                    tracing::warn!("told twice to stop: leaving at once");
+                    std::process::exit(EXIT_AT_ONCE);
+                }
             }
-            tracing::info!("told to stop: finishing what is in hand");
-            cancelled.cancel();
         }
     });
     Ok(token)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +49,7 @@ pub struct StandaloneArgs {
     pub redis_server: Option<PathBuf>,
 
     /// Open a short window on each service at once, and go on opening them
-    #[arg(long, env = "DEMO")]
+    #[arg(long, env = "DEMO", value_parser = BoolishValueParser::new())]
     pub demo: bool,
 
     /// Addresses of the payments services, which are named payments-a, payments-b and so on

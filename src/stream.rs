@@ -125,6 +125,18 @@ pub enum StreamError {
     Configuration(#[source] RedisError),
 }
 
+impl StreamError {
+    /// What to tell a person who asks why Redis does not serve us; shows no detail.
+    #[must_use]
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "Redis cannot be reached or takes no writes now",
+            Self::NoGroup(_) => "the consumer group is gone",
+            Self::Configuration(_) => "Redis refuses us; see the log",
+        }
+    }
+}
+
 impl From<RedisError> for StreamError {
     fn from(error: RedisError) -> Self {
         let configuration = match error.kind() {

@@ -28,7 +28,7 @@ pub use heartbeat::Heartbeat;
 pub use names::ServiceName;
 pub use status::Status;
 pub use timestamp::Timestamp;
-pub use window::{Rates, Slot, Tick, Window};
+pub use window::{Rates, Seconds, Slot, Tick, Window};
 
 /// Longest service name, in characters.
 pub const MAX_SERVICE_CHARS: usize = 100;

@@ -15,6 +15,8 @@ ALTER TABLE report_windows
     -- One character per slot: `.` report ok, `-` omit, a digit the error with that number.
     ADD COLUMN plan MEDIUMTEXT CHARACTER SET ascii COLLATE ascii_bin NULL,
     ADD COLUMN seed BIGINT UNSIGNED NULL,
+    -- Whether it is one of the windows that follow each other without being asked for.
+    ADD COLUMN continuous BOOLEAN NOT NULL DEFAULT FALSE,
     -- The stream entry that announced the window; null until it is known to be written.
     ADD COLUMN announcement_id VARCHAR(41) CHARACTER SET ascii COLLATE ascii_bin NULL,
     -- The process that works on the window, and until when it says so (by the database's clock).

@@ -67,10 +67,10 @@ async fn post_heartbeat(
     let now = clock::now();
     let heartbeat = Heartbeat::parse(&body, monitor.default_tick)?;
     let outcomes = ingest::ingest(&monitor, vec![heartbeat.clone()], now).await?;
-    refuse_if_rejected(outcomes)?;
+    let outcome = unless_rejected(outcomes)?;
     let window = stored_window(&monitor, heartbeat.window.uuid).await?;
     let heartbeat = HeartbeatView::new(&heartbeat, &window.stored.window, now);
-    let answer = json!({"heartbeat": heartbeat, "window": window});
+    let answer = json!({"heartbeat": heartbeat, "window": window, "outcome": outcome});
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
@@ -91,9 +91,11 @@ async fn post_window(
 ) -> Result<Response, ApiError> {
     let window = Window::parse(&body, monitor.default_tick)?;
     let uuid = window.uuid;
-    refuse_if_rejected(ingest::announce(&monitor, vec![window], clock::now()).await?)?;
+    let outcomes = ingest::announce(&monitor, vec![window], clock::now()).await?;
+    let outcome = unless_rejected(outcomes)?;
     let window = stored_window(&monitor, uuid).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"window": window}))).into_response())
+    let answer = json!({"window": window, "outcome": outcome});
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
 async fn post_windows(
@@ -197,12 +199,14 @@ fn unknown_window(uuid: Uuid) -> ApiError {
     ApiError::not_found(format!("no window {uuid} is known"))
 }
 
-fn refuse_if_rejected(outcomes: Vec<Outcome>) -> Result<(), ApiError> {
+/// The name of the only outcome, unless it is a refusal.
+fn unless_rejected(outcomes: Vec<Outcome>) -> Result<&'static str, ApiError> {
     match outcomes.into_iter().next() {
         Some(Outcome::Rejected(reason)) => {
             Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, reason))
         }
-        _ => Ok(()),
+        Some(outcome) => Ok(outcome.name()),
+        None => Err(ApiError::internal("a heartbeat without an outcome")),
     }
 }
 

@@ -34,6 +34,20 @@ pub enum Outcome {
     Rejected(String),
 }
 
+impl Outcome {
+    /// The outcome as the API names it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Recorded => "recorded",
+            Self::Duplicate => "duplicate",
+            Self::Late => "late",
+            Self::Unscheduled => "unscheduled",
+            Self::Rejected(_) => "rejected",
+        }
+    }
+}
+
 /// Announces windows. Answers one outcome each, in order.
 ///
 /// # Errors

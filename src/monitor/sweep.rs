@@ -47,7 +47,8 @@ pub async fn run(
     let mut pause = Duration::ZERO;
     while shutdown::sleep(pause, &shutdown).await {
         let outcome = sweep_all(&monitor, clock::now()).await;
-        monitor.readiness.note("sweep", &outcome);
+        let shown = outcome.as_ref().map_err(|error| error.class.advice());
+        monitor.readiness.note("sweep", &shown);
         pause = match outcome {
             Ok(_) => pause_after(&monitor, interval, clock::now()).await,
             Err(error) => {

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use serde_json::{Number, Value, json};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Payments;
@@ -16,7 +16,7 @@ use super::emitter::{Emitter, MAX_OPEN_WINDOWS};
 use super::plan::{Overrides, Plan};
 use super::repository::{self, AuditRow, ListedWindow};
 use crate::http::{ApiError, Body, Params, PathUuid};
-use crate::wire::Timestamp;
+use crate::wire::{Seconds, Tick, Timestamp};
 use crate::{clock, db};
 
 /// Largest body of any request.
@@ -89,10 +89,10 @@ struct Opened {
     service: String,
     error_status_generado: Option<f64>,
     error_status_no_reportado: Option<f64>,
-    duration_sec: Number,
+    duration_sec: Seconds,
     window_from: Timestamp,
     window_to: Timestamp,
-    tick_seconds: Number,
+    tick_seconds: Tick,
     expected_reports: u32,
     seed: u64,
 }
@@ -106,24 +106,14 @@ impl Opened {
             service: window.service.to_string(),
             error_status_generado: window.rates.error_status_generado,
             error_status_no_reportado: window.rates.error_status_no_reportado,
-            duration_sec: seconds(window.to().micros() - window.from().micros()),
+            duration_sec: Seconds(window.to().micros() - window.from().micros()),
             window_from: window.from(),
             window_to: window.to(),
-            tick_seconds: seconds(window.tick().micros()),
+            tick_seconds: window.tick(),
             expected_reports: window.slots(),
             seed: plan.seed,
         }
     }
-}
-
-/// Seconds as JSON: a whole number where they are whole.
-#[expect(clippy::cast_precision_loss, reason = "at most a week of microseconds")]
-fn seconds(micros: i64) -> Number {
-    let whole = Number::from(micros / 1_000_000);
-    if micros % 1_000_000 == 0 {
-        return whole;
-    }
-    Number::from_f64(micros as f64 / 1e6).unwrap_or(whole)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -198,7 +188,7 @@ impl ListedWindow {
             "window_to": self.window_to,
             "error_status_generado": self.rates.error_status_generado,
             "error_status_no_reportado": self.rates.error_status_no_reportado,
-            "tick_seconds": self.tick_us.map(seconds),
+            "tick_seconds": self.tick_us.map(Seconds),
             "finished_at": self.finished_at,
         })
     }

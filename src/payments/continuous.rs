@@ -51,7 +51,8 @@ pub async fn run(
     Ok(())
 }
 
-/// Opens the next window if the last one ends soon. Answers how long to wait before the next call.
+/// Opens the next window if the last one of the series ends soon; windows that were asked for do
+/// not matter. Answers how long to wait before the next call.
 ///
 /// The uuid of a window follows from its service and start, so that of several replicas which open
 /// the same window only one succeeds.
@@ -65,7 +66,7 @@ pub async fn open_next(
     now: Timestamp,
 ) -> Result<Duration, OpenError> {
     let Payments { pool, service, default_tick, .. } = payments;
-    let last_end = repository::last_planned_end(pool, service).await?.unwrap_or(now);
+    let last_end = repository::last_continuous_end(pool, service).await?.unwrap_or(now);
     if last_end > now.plus(LEAD) {
         return Ok(now.until(last_end.minus(LEAD)));
     }
@@ -78,6 +79,6 @@ pub async fn open_next(
     };
     let identity = (uuid, service.clone());
     let plan = Plan::draw(&overrides, identity, from, *default_tick, rand::random())?;
-    emitter.open(plan).await?;
+    emitter.open_continuous(plan).await?;
     Ok(Duration::ZERO)
 }

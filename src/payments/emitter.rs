@@ -53,8 +53,22 @@ impl Emitter {
     /// # Errors
     /// When the database does not do its part.
     pub async fn open(&self, plan: Plan) -> Result<bool, db::Error> {
+        self.open_as(plan, false).await
+    }
+
+    /// The same for a window of the service's continuous series.
+    ///
+    /// # Errors
+    /// As for [`Emitter::open`].
+    pub async fn open_continuous(&self, plan: Plan) -> Result<bool, db::Error> {
+        self.open_as(plan, true).await
+    }
+
+    async fn open_as(&self, plan: Plan, continuous: bool) -> Result<bool, db::Error> {
         let Payments { pool, owner, .. } = &self.payments;
-        if !repository::insert_window(pool, &plan, *owner, LEASE, clock::now()).await? {
+        let inserting =
+            repository::insert_window(pool, (&plan, continuous), *owner, LEASE, clock::now());
+        if !inserting.await? {
             return Ok(false);
         }
         // A full queue is no loss: the window is stored, and is found again when its lease is over.
@@ -117,7 +131,8 @@ impl Emitting {
     async fn renew_and_resume(&mut self) {
         self.active.retain(|(_, stop)| !stop.is_cancelled());
         let outcome = self.try_renew_and_resume().await;
-        self.payments.readiness.note("payments database", &outcome);
+        let shown = outcome.as_ref().map_err(|error| error.class.advice());
+        self.payments.readiness.note("payments database", &shown);
         if let Err(error) = outcome {
             tracing::warn!(%error, "renewing the leases on windows failed; it will be tried again");
         }
@@ -134,11 +149,11 @@ impl Emitting {
             }
         }
         let room = u32::try_from(MAX_OPEN_WINDOWS.saturating_sub(mine.len())).unwrap_or(0);
-        repository::claim_windows(pool, service, *owner, LEASE, room).await?;
+        let windows = repository::claim_windows(pool, service, *owner, LEASE, room).await?;
+        if windows > 0 {
+            tracing::info!(windows, "resuming what another process left");
+        }
         for window in repository::windows_of_owner(pool, *owner).await? {
-            if !mine.contains(&window.plan.window.uuid) {
-                tracing::info!(window = %window.plan.window.uuid, "resuming a window");
-            }
             self.start(window);
         }
         Ok(())
@@ -217,7 +232,8 @@ async fn run_publisher(
     loop {
         let is_last = all_ticked.is_cancelled();
         let outcome = publish_once(payments, &window.plan, &mut announced).await;
-        payments.readiness.note("publishing", &outcome);
+        let shown = outcome.as_ref().map_err(PublishError::advice);
+        payments.readiness.note("publishing", &shown);
         match outcome {
             Ok(more) if more && !stop.is_cancelled() => backoff.reset(),
             _ if stop.is_cancelled() => return,
@@ -247,6 +263,17 @@ pub enum PublishError {
     /// The stream could not be written.
     #[error(transparent)]
     Stream(#[from] StreamError),
+}
+
+impl PublishError {
+    /// What to tell a person who asks why nothing is published; shows no detail.
+    #[must_use]
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Database(error) => error.class.advice(),
+            Self::Stream(error) => error.advice(),
+        }
+    }
 }
 
 /// Announces the window if that is not done, then sends what the audit holds and does not know to

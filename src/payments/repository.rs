@@ -77,7 +77,7 @@ pub(super) struct AuditRow {
 /// before.
 pub(super) async fn insert_window(
     pool: &MySqlPool,
-    plan: &Plan,
+    (plan, continuous): (&Plan, bool),
     owner: Uuid,
     lease: Duration,
     now: Timestamp,
@@ -90,8 +90,8 @@ pub(super) async fn insert_window(
             let inserted = sqlx::query(
                 "INSERT INTO report_windows (window_uuid, service, window_from, window_to, \
                  error_status_generado, error_status_no_reportado, created_at, tick_us, plan, seed, \
-                 owner, leased_until) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, \
+                 continuous, owner, leased_until) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, \
                  UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND)",
             )
             .bind(window.uuid.to_string())
@@ -104,6 +104,7 @@ pub(super) async fn insert_window(
             .bind(window.tick().micros())
             .bind(plan.to_text())
             .bind(plan.seed)
+            .bind(continuous)
             .bind(owner.to_string())
             .bind(micros(lease))
             .execute(connection)
@@ -132,6 +133,7 @@ pub(super) async fn renew_leases(
         vec![micros(lease).into(), owner.to_string().into()],
     )
     .await
+    .map(drop)
 }
 
 /// The windows that an owner holds and has not finished.
@@ -148,14 +150,15 @@ pub(super) async fn owned_windows(pool: &MySqlPool, owner: Uuid) -> Result<Vec<U
         .collect()
 }
 
-/// Gives an owner up to `limit` unfinished planned windows of a service that nobody holds.
+/// Gives an owner up to `limit` unfinished planned windows of a service that nobody holds. Answers
+/// how many.
 pub(super) async fn claim_windows(
     pool: &MySqlPool,
     service: &ServiceName,
     owner: Uuid,
     lease: Duration,
     limit: u32,
-) -> Result<(), db::Error> {
+) -> Result<u64, db::Error> {
     update(
         pool,
         "claim windows",
@@ -200,6 +203,7 @@ pub(super) async fn release_leases(pool: &MySqlPool, owner: Uuid) -> Result<(), 
         vec![owner.to_string().into()],
     )
     .await
+    .map(drop)
 }
 
 /// Notes that a window's announcement is written.
@@ -215,6 +219,7 @@ pub(super) async fn mark_announced(
         vec![id.to_string().into(), window.to_string().into()],
     )
     .await
+    .map(drop)
 }
 
 /// Notes that every slot of a window has passed and every send is confirmed.
@@ -230,6 +235,7 @@ pub(super) async fn finish(
         vec![now.into(), window.to_string().into()],
     )
     .await
+    .map(drop)
 }
 
 /// Stores what is done in a slot; `None` means omitted. Storing it again changes nothing.
@@ -258,6 +264,7 @@ pub(super) async fn insert_tick(
         ],
     )
     .await
+    .map(drop)
 }
 
 /// Ticks of a window that are stored and not known to be sent, in order.
@@ -303,15 +310,16 @@ pub(super) async fn mark_sent(
         vec![id.to_string().into(), now.into(), window.to_string().into(), i64::from(slot).into()],
     )
     .await
+    .map(drop)
 }
 
-/// When the last planned window of a service ends.
-pub(super) async fn last_planned_end(
+/// When the last window of a service's continuous series ends.
+pub(super) async fn last_continuous_end(
     pool: &MySqlPool,
     service: &ServiceName,
 ) -> Result<Option<Timestamp>, db::Error> {
     let end: Option<DateTime<Utc>> = sqlx::query_scalar(
-        "SELECT window_to FROM report_windows WHERE service = ? AND plan IS NOT NULL \
+        "SELECT window_to FROM report_windows WHERE service = ? AND continuous \
          ORDER BY window_from DESC LIMIT 1",
     )
     .bind(service.as_str())
@@ -457,13 +465,14 @@ impl From<Timestamp> for Value {
     }
 }
 
-/// Runs one statement that changes something, in a transaction of its own.
+/// Runs one statement that changes something, in a transaction of its own. Answers the affected
+/// rows.
 async fn update(
     pool: &MySqlPool,
     name: &'static str,
     statement: &'static str,
     values: Vec<Value>,
-) -> Result<(), db::Error> {
+) -> Result<u64, db::Error> {
     db::transaction(pool, name, move |connection| {
         let values = values.clone();
         Box::pin(async move {
@@ -475,8 +484,7 @@ async fn update(
                     Value::Time(at) => query.bind(DateTime::<Utc>::from(at)),
                 };
             }
-            query.execute(connection).await?;
-            Ok(())
+            Ok(query.execute(connection).await?.rows_affected())
         })
     })
     .await

@@ -1,7 +1,7 @@
 //! Reading: own pending entries first, then new ones, and those of relays that have died.
 //!
-//! The stream is the queue. Nothing is read unless a delivery slot is free, so that the relay's
-//! memory does not grow with the backlog.
+//! The stream is the queue. Nothing is read unless a delivery slot is free and the monitor takes
+//! messages, so that the relay's memory does not grow with the backlog.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +112,7 @@ impl Consumer {
     /// Does what there is to do about a failed read, and waits.
     async fn recover(&self, error: StreamError, backoff: &mut Backoff) {
         tracing::warn!(%error, "reading the streams failed; it will be tried again");
-        self.delivery.readiness.trouble("reading", error.to_string());
+        self.delivery.readiness.trouble("reading", error.advice());
         if let StreamError::NoGroup(_) = error {
             match self.delivery.group.create().await {
                 Ok(_) => tracing::error!(
@@ -160,12 +160,17 @@ impl Consumer {
         Ok(())
     }
 
-    /// A free delivery slot; none once told to stop.
+    /// A free delivery slot, while the monitor takes messages; none once told to stop.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        let free = async {
+            let slot = Arc::clone(&self.slots).acquire_owned().await;
+            self.delivery.gate.opened().await;
+            slot.ok()
+        };
         tokio::select! {
             biased;
             () = self.shutdown().cancelled() => None,
-            slot = Arc::clone(&self.slots).acquire_owned() => slot.ok(),
+            slot = free => slot,
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::forward::{Answer, Forwarder, Item};
+use super::gate::Gate;
 use super::held::Held;
 use crate::clock;
 use crate::http::Readiness;
@@ -20,7 +21,9 @@ use crate::shutdown;
 use crate::stream::{Entry, Group, Source, StreamError, StreamId};
 
 /// Pauses between two attempts.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
+/// Pauses between two attempts to settle messages in Redis.
+const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// Attempts after which a batch that makes the monitor fail is cut in two.
 const ATTEMPTS_TOGETHER: u32 = 3;
 
@@ -33,6 +36,8 @@ pub struct Delivery {
     pub forwarder: Forwarder,
     /// What is in hand.
     pub held: Held,
+    /// Stops everybody while the monitor takes nothing.
+    pub gate: Gate,
     /// What keeps the relay from its work.
     pub readiness: Readiness,
     /// Attempts after which a message that alone makes the monitor fail becomes a dead letter.
@@ -100,13 +105,11 @@ impl Delivery {
             }
         }
         while let Some(job) = take_first_due(&mut jobs) {
-            if !shutdown::sleep(job.due.saturating_duration_since(Instant::now()), &self.shutdown)
-                .await
-            {
-                self.give_back(job.source, &job.ids()).await;
-                continue;
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => self.give_back(job.source, &job.ids()).await,
+                () = self.gate.turn(job.due) => jobs.extend(self.attempt(job).await),
             }
-            jobs.extend(self.attempt(job).await);
         }
     }
 
@@ -125,6 +128,7 @@ impl Delivery {
     /// Sends a job once. Answers what is left to do of it.
     async fn attempt(&self, job: Job) -> Vec<Job> {
         let answer = self.forwarder.send(job.source, &job.items).await;
+        self.gate.learn(&answer);
         self.note(&answer);
         match answer {
             Answer::Taken(outcomes) => {
@@ -205,7 +209,7 @@ impl Delivery {
     /// pending and are delivered again, which the monitor counts once.
     async fn insist(&self, source: Source, settlement: Settlement<'_>) {
         let at = clock::now().to_string();
-        let mut backoff = Backoff::new(PAUSE.0 / 5, PAUSE.1);
+        let mut backoff = Backoff::new(SETTLE_PAUSE.0, SETTLE_PAUSE.1);
         loop {
             let settled = match settlement {
                 Settlement::Acknowledge(ids) => self.group.acknowledge(source, ids).await,

@@ -50,7 +50,8 @@ impl Held {
     }
 }
 
-/// Renews the leases on everything in hand, until told to stop and nothing is in hand any more.
+/// Renews the leases on everything in hand, until told to stop: what is in flight then ends well
+/// within a lease.
 ///
 /// # Errors
 /// Never; a lease that is not renewed may run out, and what it covered is then delivered twice,

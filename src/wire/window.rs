@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use super::raw::RawMessage;
@@ -62,6 +62,27 @@ impl Tick {
     #[expect(clippy::cast_precision_loss, reason = "at most 3.6e9, far below 2^53")]
     pub fn seconds(self) -> f64 {
         self.0 as f64 / 1e6
+    }
+}
+
+impl Serialize for Tick {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Seconds(self.0).serialize(serializer)
+    }
+}
+
+/// Microseconds that are shown as seconds: a whole number where they are whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds(pub i64);
+
+impl Serialize for Seconds {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53 in any window")]
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 % 1_000_000 == 0 {
+            serializer.serialize_i64(self.0 / 1_000_000)
+        } else {
+            serializer.serialize_f64(self.0 as f64 / 1e6)
+        }
     }
 }
 

@@ -67,6 +67,7 @@ async fn servers_that_do_not_serve_us_are_named_with_what_to_do() {
     let nowhere = free_address();
     let wrong_password = ground.monitor_url.replace("heartbeat:", "heartbeat:x");
     let wrong_redis = shared().redis_url.replace("pass=", "pass=x");
+    let no_password = shared().redis_url.split('?').next().unwrap_or_default();
     let no_redis = format!("redis://{nowhere}");
     let no_database = format!("mysql://u:topsecret@{nowhere}/d");
     let no_such_database = ground.monitor_url.replace("/monitor_", "/nothing_");
@@ -77,6 +78,7 @@ async fn servers_that_do_not_serve_us_are_named_with_what_to_do() {
     let check = "check user, password and database name";
     each_fails_plainly(&[
         (&with_redis(&no_redis), quick, "cannot reach Redis at redis://"),
+        (&with_redis(no_password), quick, "check user and password in --redis-url"),
         (&with_redis(&wrong_redis), quick, "check user and password in --redis-url"),
         (
             &with_database(&no_database),

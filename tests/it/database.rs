@@ -64,6 +64,25 @@ async fn many_processes_may_bring_a_schema_up_to_date_at_once() {
     }
 }
 
+/// During an upgrade an older program meets a schema that a newer one has made.
+#[tokio::test]
+async fn a_program_goes_on_with_a_schema_that_is_newer() {
+    let ground = Ground::new().await;
+    let monitor = ground.monitor().await;
+    sqlx::raw_sql(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'of the future', TRUE, '', 0)",
+    )
+    .execute(&monitor.pool)
+    .await
+    .unwrap();
+    for may_change in [true, false] {
+        let ready =
+            db::prepare_schema(&monitor.pool, &db::MONITOR_SCHEMA, "monitor database", may_change);
+        ready.await.unwrap();
+    }
+}
+
 /// A caller that gives up while a transaction begins must not leave it to the next borrower, whose
 /// answered write would then be rolled back.
 #[tokio::test]

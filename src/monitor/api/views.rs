@@ -11,7 +11,7 @@ use crate::monitor::ingest::Outcome;
 use crate::monitor::repository::{Position, SlotEvent};
 use crate::monitor::sweep::Swept;
 use crate::monitor::window::StoredWindow;
-use crate::wire::{Heartbeat, Slot, Timestamp, Window};
+use crate::wire::{Heartbeat, Slot, Tick, Timestamp, Window};
 
 /// A window, with the columns' names and the status in lower case.
 #[derive(Debug, Serialize)]
@@ -23,7 +23,7 @@ pub(super) struct WindowView {
     status: String,
     error_status_no_reportado: Option<f64>,
     error_status_generado: Option<f64>,
-    tick_seconds: f64,
+    tick_seconds: Tick,
     expected_reports: u32,
     received_reports: u32,
     error_reports: u32,
@@ -53,7 +53,7 @@ impl From<StoredWindow> for WindowView {
             status: stored.status.to_string(),
             error_status_no_reportado: window.rates.error_status_no_reportado,
             error_status_generado: window.rates.error_status_generado,
-            tick_seconds: window.tick().seconds(),
+            tick_seconds: window.tick(),
             expected_reports: window.slots(),
             received_reports: stored.counts.received,
             error_reports: stored.counts.errors,
@@ -109,7 +109,7 @@ impl FromStr for Position {
 pub(super) struct SlotView {
     slot: u32,
     due: Timestamp,
-    /// `ok`, `error`, `missing`, or `unknown` where nothing has come and nothing was decided.
+    /// `ok`, `error`, `missing`, or `awaited` where nothing has come and nothing was decided.
     status: String,
     #[serde(flatten)]
     event: Option<EventView>,
@@ -135,7 +135,7 @@ impl SlotView {
         Self {
             slot,
             due: window.due(slot),
-            status: event.map_or("unknown".to_owned(), |event| event.status.to_ascii_lowercase()),
+            status: event.map_or("awaited".to_owned(), |event| event.status.to_ascii_lowercase()),
             event: event.map(EventView::from),
         }
     }
@@ -201,14 +201,12 @@ pub(super) struct OutcomeView {
 
 impl From<Outcome> for OutcomeView {
     fn from(outcome: Outcome) -> Self {
-        let (outcome, reason) = match outcome {
-            Outcome::Recorded => ("recorded", None),
-            Outcome::Duplicate => ("duplicate", None),
-            Outcome::Late => ("late", None),
-            Outcome::Unscheduled => ("unscheduled", None),
-            Outcome::Rejected(reason) => ("rejected", Some(reason)),
+        let name = outcome.name();
+        let reason = match outcome {
+            Outcome::Rejected(reason) => Some(reason),
+            _ => None,
         };
-        Self { outcome, reason }
+        Self { outcome: name, reason }
     }
 }
 

@@ -1,0 +1,148 @@
+//! The gate before the monitor: open while it answers, shut while it does not.
+//!
+//! All deliveries of a relay share it. While it is shut nothing is read, so that the stream holds
+//! the backlog, and one delivery at a time tries whether the monitor is back. When it is, all
+//! waiting ends at once, however long the pauses had grown.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::forward::Answer;
+use crate::retry::breaker::{Breaker, Permit};
+
+/// A circuit breaker that deliveries wait at.
+#[derive(Debug)]
+pub struct Gate {
+    breaker: Mutex<Breaker>,
+    is_shut: watch::Sender<bool>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { breaker: Mutex::default(), is_shut: watch::Sender::new(false) }
+    }
+}
+
+impl Gate {
+    /// Waits until the monitor answers. For those who take new work.
+    pub async fn opened(&self) {
+        // An error would mean that the sender is gone, and it is part of this gate.
+        self.is_shut.subscribe().wait_for(|is_shut| !is_shut).await.ok();
+    }
+
+    /// Waits for a delivery's turn: until it is due, or the gate opens again, or the gate lets it
+    /// through as a probe.
+    pub async fn turn(&self, due: Instant) {
+        let mut changes = self.is_shut.subscribe();
+        changes.mark_unchanged();
+        loop {
+            let permit = self.lock().permit(Instant::now());
+            let until = match permit {
+                Permit::Probe => return,
+                Permit::Call if due <= Instant::now() => return,
+                Permit::Call => due,
+                Permit::Wait(until) => until,
+            };
+            let was_shut = *changes.borrow_and_update();
+            tokio::select! {
+                () = sleep_until(until) => (),
+                outcome = changes.changed() => {
+                    if outcome.is_ok() && was_shut {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Learns from an answer whether the monitor takes messages.
+    pub fn learn(&self, answer: &Answer) {
+        let mut breaker = self.lock();
+        let changed = match answer {
+            Answer::Taken(_) | Answer::Refused(_) | Answer::OneByOne => breaker.succeeded(),
+            Answer::Unavailable { .. } | Answer::Misconfigured(_) => breaker.failed(Instant::now()),
+            // It may be the message's fault, and says that the monitor answers.
+            Answer::Failed(_) => false,
+        };
+        if changed {
+            let is_shut = breaker.is_open();
+            drop(breaker);
+            if is_shut {
+                tracing::warn!("the monitor takes nothing: reading stops until it does");
+            } else {
+                tracing::info!("the monitor takes messages again");
+            }
+            self.is_shut.send_replace(is_shut);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn away() -> Answer {
+        Answer::Unavailable { reason: "away".to_owned(), wait: None }
+    }
+
+    fn shut() -> Arc<Gate> {
+        let gate = Gate::default();
+        for _ in 0..3 {
+            gate.learn(&away());
+        }
+        Arc::new(gate)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_it_opens_all_waiting_ends() {
+        let gate = shut();
+        let start = Instant::now();
+        let waiting = Arc::clone(&gate);
+        let reader = tokio::spawn(async move { waiting.opened().await });
+        // The first to wait becomes the probe after a second; the other would wait for minutes.
+        gate.turn(start + Duration::from_mins(5)).await;
+        assert_eq!(start.elapsed().as_secs(), 1);
+        let waiting = Arc::clone(&gate);
+        let other = tokio::spawn(async move { waiting.turn(start + Duration::from_mins(5)).await });
+        tokio::task::yield_now().await;
+        assert!(!reader.is_finished());
+        gate.learn(&Answer::Taken(Vec::new()));
+        other.await.unwrap();
+        reader.await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_it_is_shut_one_probe_goes_through_per_interval() {
+        let gate = shut();
+        let start = Instant::now();
+        let mut turns = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let gate = Arc::clone(&gate);
+            turns.spawn(async move {
+                gate.turn(start).await;
+                start.elapsed().as_secs()
+            });
+        }
+        let mut passed = turns.join_all().await;
+        passed.sort_unstable();
+        assert_eq!(passed, [1, 3, 7, 15]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_it_is_open_a_delivery_waits_until_it_is_due() {
+        let gate = Gate::default();
+        let start = Instant::now();
+        gate.turn(start + Duration::from_secs(7)).await;
+        assert_eq!(start.elapsed().as_secs(), 7);
+    }
+}
