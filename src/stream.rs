@@ -8,7 +8,8 @@
 //! - Groups are created at `0`, never at `$`, so that what was written earlier is read too.
 //! - A blocking read has a connection of its own, waits for the answer longer than the server
 //!   blocks, and is never cancelled: Redis would hand messages to a reader that is gone.
-//! - Nothing is trimmed by length and no consumer with pending entries is deleted: both lose
+//! - Entries are deleted only when every group has acknowledged them. Nothing is trimmed by length
+//!   and no consumer with pending entries is deleted: both lose
 //!   messages silently.
 
 mod group;

@@ -1,4 +1,5 @@
-//! Reading: own pending entries first, then new ones, and those of relays that have died.
+//! Reading: own pending entries first, then new ones, and those of relays that have died; and
+//! deleting what every group has acknowledged.
 //!
 //! The stream is the queue. Nothing is read unless a delivery slot is free and the monitor takes
 //! messages, so that the relay's memory does not grow with the backlog.
@@ -50,7 +51,7 @@ pub async fn run(delivery: Arc<Delivery>, limits: Limits) -> anyhow::Result<()> 
         delivery,
         limits,
     };
-    tokio::join!(consumer.read_until_stopped(), consumer.claim_until_stopped());
+    tokio::join!(consumer.read_until_stopped(), consumer.tend_until_stopped());
     consumer.deliveries.close();
     consumer.deliveries.wait().await;
     if let Err(error) = consumer.delivery.group.leave().await {
@@ -125,11 +126,14 @@ impl Consumer {
         shutdown::sleep(backoff.next_delay(rand::random()), self.shutdown()).await;
     }
 
-    async fn claim_until_stopped(&self) {
+    async fn tend_until_stopped(&self) {
         while shutdown::sleep(self.limits.lease / 4, self.shutdown()).await {
             for source in Source::ALL {
                 if let Err(error) = self.claim_all(source).await {
                     tracing::warn!(%error, "taking over what others left failed");
+                }
+                if let Err(error) = self.delivery.group.trim(source).await {
+                    tracing::warn!(%error, "deleting what all have acknowledged failed");
                 }
             }
         }

@@ -34,6 +34,32 @@ end
 return 0
 ";
 
+/// Deletes what every group has acknowledged: all that lies before the oldest entry which some group
+/// has pending or has not read. Nothing where there is no group.
+const TRIM: &str = r"
+local floor
+local function before(a, b)
+  local am, as = string.match(a, '(%d+)-(%d+)')
+  local bm, bs = string.match(b, '(%d+)-(%d+)')
+  if am ~= bm then return tonumber(am) < tonumber(bm) end
+  return tonumber(as) < tonumber(bs)
+end
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local facts = {}
+  for i = 1, #group, 2 do facts[group[i]] = group[i + 1] end
+  local pending = redis.call('XPENDING', KEYS[1], facts['name'])
+  local oldest = pending[2]
+  if not oldest then
+    local ms, sequence = string.match(facts['last-delivered-id'], '(%d+)-(%d+)')
+    oldest = ms .. '-' .. string.format('%.0f', tonumber(sequence) + 1)
+  end
+  if not floor or before(oldest, floor) then floor = oldest end
+end
+if not floor then return 0 end
+return redis.call('XTRIM', KEYS[1], 'MINID', '=', floor)
+";
+
 /// An idle time that makes an entry claimable by anyone at once, in milliseconds.
 const ANY_LEASE_IS_OVER_MS: u64 = 24 * 3_600 * 1_000;
 
@@ -225,6 +251,16 @@ impl Group {
             deleted: deleted.len(),
             next: Some(next).filter(|next| next != "0-0"),
         })
+    }
+
+    /// Deletes the entries that every group of the stream has acknowledged, so that the stream does
+    /// not grow for ever. Answers how many.
+    ///
+    /// # Errors
+    /// As for [`Group::renew`].
+    pub async fn trim(&self, source: Source) -> Result<u64, StreamError> {
+        let command = cmd("EVAL").arg(TRIM).arg(1).arg(self.key(source)).to_owned();
+        self.writer.query(&command).await
     }
 
     /// Removes this consumer's name from the group if it holds nothing.

@@ -206,6 +206,46 @@ async fn a_monitor_that_is_away_costs_nothing_but_time() {
     assert!(dead_letters(&ground).await.is_empty());
 }
 
+#[tokio::test]
+async fn what_every_group_has_acknowledged_is_deleted_and_nothing_else() {
+    let ground = Ground::new().await;
+    let (monitor, url, _stop) = monitor(&ground).await;
+    let mut redis = ground.redis().await;
+    let stream = ground.stream.reports();
+    let other = ["CREATE", stream, "auditors", "0", "MKSTREAM"];
+    cmd("XGROUP").arg(&other).query_async::<()>(&mut redis).await.unwrap();
+    let window = window("payments-a", 30);
+    for slot in 0..30 {
+        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+    }
+    let _relay = Process::relay(&ground, &url, &QUICK).await;
+    eventually("all arrive", async || (received(&monitor).await == 30).then_some(())).await;
+    let read = ["GROUP", "auditors", "one", "COUNT", "20", "STREAMS", stream, ">"];
+    cmd("XREADGROUP").arg(&read).query_async::<redis::Value>(&mut redis).await.unwrap();
+    let all: StreamRangeReply = redis.xrange_all(stream).await.unwrap();
+    let ids: Vec<String> = all.ids.iter().map(|entry| entry.id.clone()).collect();
+    assert_eq!(ids.len(), 30, "the other group has acknowledged none");
+    // It acknowledges its first ten but the fifth: what is before the fifth may go.
+    let acknowledged: Vec<&String> = ids[..10].iter().filter(|id| **id != ids[4]).collect();
+    redis.xack::<_, _, _, ()>(stream, "auditors", &acknowledged).await.unwrap();
+    let first = async |redis: &mut redis::aio::MultiplexedConnection| {
+        let left: StreamRangeReply = redis.xrange_count(stream, "-", "+", 1).await.unwrap();
+        left.ids.first().map(|entry| entry.id.clone())
+    };
+    eventually("the first four go", async || {
+        (first(&mut redis).await.as_ref() == Some(&ids[4])).then_some(())
+    })
+    .await;
+    redis.xack::<_, _, _, ()>(stream, "auditors", &ids[4..20]).await.unwrap();
+    eventually("what it has read goes", async || {
+        (first(&mut redis).await.as_ref() == Some(&ids[20])).then_some(())
+    })
+    .await;
+    let rest = ["GROUP", "auditors", "one", "NOACK", "STREAMS", stream, ">"];
+    cmd("XREADGROUP").arg(&rest).query_async::<redis::Value>(&mut redis).await.unwrap();
+    eventually("nothing is left", async || first(&mut redis).await.is_none().then_some(())).await;
+}
+
 /// A monitor as it was before batches and announcements.
 fn old_monitor(seen: Arc<std::sync::Mutex<Vec<Value>>>) -> Router {
     let take = move |body: String| async move { old_answer(&seen, &body) };
