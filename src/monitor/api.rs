@@ -176,7 +176,8 @@ async fn get_windows(
     Params(query): Params<WindowsQuery>,
 ) -> Result<Json<WindowPage>, ApiError> {
     let limit = query.limit()?;
-    let windows = repository::list_windows(&monitor.pool, &query.filter()?, limit).await?;
+    // One more than asked for shows whether a next page exists.
+    let windows = repository::list_windows(&monitor.pool, &query.filter()?, limit + 1).await?;
     Ok(Json(WindowPage::new(windows, limit)))
 }
 

@@ -183,6 +183,8 @@ async fn windows_are_listed_in_pages_and_filtered() {
     expected.sort();
     seen.sort();
     assert_eq!(seen, expected);
+    let (_, page) = api.get("/api/monitor/windows?limit=5").await;
+    assert_eq!((page["windows"].as_array().unwrap().len(), &page["next"]), (5, &Value::Null));
     let (_, none) = api.get("/api/monitor/windows?status=alert").await;
     assert_eq!(none, json!({"windows": [], "next": null}));
     let (_, later) = api.get("/api/monitor/windows?from=2026-11-21T10:00:01Z").await;
