@@ -260,6 +260,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
+/// Checks the `limit` of a page, which is `default` where the request names none.
+///
+/// # Errors
+/// 400 for zero, and for more than `most`.
+pub fn page_limit(limit: Option<u32>, (default, most): (u32, u32)) -> Result<u32, ApiError> {
+    let limit = limit.unwrap_or(default);
+    if (1..=most).contains(&limit) {
+        return Ok(limit);
+    }
+    Err(ApiError::bad_request(format!("limit must be from 1 to {most}")))
+}
+
 /// A UUID in the path.
 #[derive(Debug)]
 pub struct PathUuid(pub Uuid);

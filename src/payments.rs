@@ -33,7 +33,7 @@ use crate::stream::{Link, Producer};
 use crate::wire::{ServiceName, Tick};
 use crate::{db, http, shutdown};
 
-pub use repository::{AuditTotals, totals_by_window};
+pub use repository::{AuditTotals, PlannedWindow, totals_by_window};
 
 /// What a person calls this role's database.
 pub const DATABASE: &str = "payments database";

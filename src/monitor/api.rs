@@ -23,7 +23,7 @@ use super::repository::{self, Filter, Position};
 use super::{Monitor, sweep};
 use crate::http::{ApiError, Body, Params, PathUuid};
 use crate::wire::{Heartbeat, Timestamp, Window, WireError};
-use crate::{clock, db};
+use crate::{clock, db, http};
 
 /// Largest body of any request: a full batch.
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
@@ -160,22 +160,13 @@ impl WindowsQuery {
             after: after.map_err(named("cursor"))?,
         })
     }
-
-    fn limit(&self) -> Result<u32, ApiError> {
-        let (default, most) = PAGE;
-        let limit = self.limit.unwrap_or(default);
-        if (1..=most).contains(&limit) {
-            return Ok(limit);
-        }
-        Err(ApiError::bad_request(format!("limit must be from 1 to {most}")))
-    }
 }
 
 async fn get_windows(
     State(monitor): State<Monitor>,
     Params(query): Params<WindowsQuery>,
 ) -> Result<Json<WindowPage>, ApiError> {
-    let limit = query.limit()?;
+    let limit = http::page_limit(query.limit, PAGE)?;
     // One more than asked for shows whether a next page exists.
     let windows = repository::list_windows(&monitor.pool, &query.filter()?, limit + 1).await?;
     Ok(Json(WindowPage::new(windows, limit)))

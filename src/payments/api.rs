@@ -17,7 +17,7 @@ use super::plan::{Overrides, Plan};
 use super::repository::{self, AuditRow, ListedWindow};
 use crate::http::{ApiError, Body, Params, PathUuid};
 use crate::wire::{Seconds, Tick, Timestamp};
-use crate::{clock, db};
+use crate::{clock, db, http};
 
 /// Largest body of any request.
 pub const MAX_BODY_BYTES: usize = 16 * 1024;
@@ -123,23 +123,13 @@ struct PageQuery {
     offset: Option<u32>,
 }
 
-impl PageQuery {
-    fn limit(&self) -> Result<u32, ApiError> {
-        let (default, most) = PAGE;
-        let limit = self.limit.unwrap_or(default);
-        if (1..=most).contains(&limit) {
-            return Ok(limit);
-        }
-        Err(ApiError::bad_request(format!("limit must be from 1 to {most}")))
-    }
-}
-
 async fn get_windows(
     State(api): State<Api>,
     Params(query): Params<PageQuery>,
 ) -> Result<Json<Value>, ApiError> {
     let Payments { pool, service, .. } = &api.payments;
-    let windows = repository::list_windows(pool, service, query.limit()?).await?;
+    let windows =
+        repository::list_windows(pool, service, http::page_limit(query.limit, PAGE)?).await?;
     let windows: Vec<Value> = windows.into_iter().map(ListedWindow::into_json).collect();
     Ok(Json(json!({"ok": true, "windows": windows})))
 }
@@ -169,7 +159,7 @@ async fn get_audit(
 ) -> Result<Json<Value>, ApiError> {
     let pool = &api.payments.pool;
     let (service, _) = repository::totals(pool, uuid).await?.ok_or_else(|| unknown_window(uuid))?;
-    let page = (query.limit()?, query.offset.unwrap_or(0));
+    let page = (http::page_limit(query.limit, PAGE)?, query.offset.unwrap_or(0));
     let rows = repository::audit(pool, uuid, page).await?;
     let rows: Vec<Value> = rows.into_iter().map(AuditRow::into_json).collect();
     Ok(Json(json!({"ok": true, "window_uuid": uuid, "service": service, "audit": rows})))

@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::Payments;
 use super::plan::Plan;
-use super::repository::{self, PlannedWindow};
+use super::repository;
+use super::{Payments, PlannedWindow};
 use crate::retry::Backoff;
 use crate::stream::StreamError;
 use crate::wire::{Heartbeat, Timestamp};
@@ -29,6 +29,8 @@ const LEASE: Duration = Duration::from_secs(6);
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 /// Longest pause of a publisher that fails.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a publisher that is told to stop may go on sending.
+const LAST_SENDS: Duration = Duration::from_secs(3);
 /// Heartbeats that one step of a publisher sends.
 const SENDS_PER_STEP: u32 = 200;
 
@@ -191,7 +193,12 @@ async fn run_ticker(payments: &Payments, plan: &Plan, wake: &Notify, stop: &Canc
         if !shutdown::sleep(clock::now().until(due), stop).await {
             return;
         }
-        match tick_once(payments, plan, slot, clock::now()).await {
+        let now = clock::now();
+        if plan.next_slot(done, now) != Some(slot) {
+            // The process stood still: the slot has passed, and nothing is back-dated.
+            continue;
+        }
+        match tick_once(payments, plan, slot, now).await {
             Ok(()) => {
                 done = Some(slot);
                 wake.notify_one();
@@ -231,7 +238,10 @@ async fn run_publisher(
     let mut announced = window.announced;
     loop {
         let is_last = all_ticked.is_cancelled();
-        let outcome = publish_once(payments, &window.plan, &mut announced).await;
+        let outcome = tokio::select! {
+            outcome = publish_once(payments, &window.plan, &mut announced) => outcome,
+            () = long_after(stop) => return,
+        };
         let shown = outcome.as_ref().map_err(PublishError::advice);
         payments.readiness.note("publishing", &shown);
         match outcome {
@@ -252,6 +262,13 @@ async fn run_publisher(
             }
         }
     }
+}
+
+/// Ends when a publisher that was told to stop has had time enough: what it has not sent is sent by
+/// the next start.
+async fn long_after(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(LAST_SENDS).await;
 }
 
 /// Why a step of the publisher failed.

@@ -1,0 +1,201 @@
+//! Rows of `report_audit`: what was done in each slot, and the outbox.
+
+use sqlx::{MySqlPool, Row};
+use uuid::Uuid;
+
+use super::{at, bad, update};
+use crate::db;
+use crate::stream::StreamId;
+use crate::wire::{Status, Timestamp, Window};
+
+/// How the audit writes a slot that was omitted on purpose.
+const OMITTED: &str = "no_reported";
+
+/// A stored tick that is not known to be sent.
+#[derive(Debug)]
+pub(in crate::payments) struct UnsentTick {
+    pub(in crate::payments) slot: u32,
+    pub(in crate::payments) status: Status,
+    pub(in crate::payments) timestamp: Timestamp,
+}
+
+/// What the audit of one window adds up to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditTotals {
+    /// Ticks in the audit.
+    pub audit_total: i64,
+    /// Ticks known to be sent.
+    pub sent_to_queue: i64,
+    /// Ticks omitted on purpose.
+    pub no_reported: i64,
+    /// Ticks that reported `ok`.
+    pub ok_count: i64,
+    /// Ticks that reported an error.
+    pub error_count: i64,
+}
+
+/// A row of the audit as it is shown.
+#[derive(Debug)]
+pub(in crate::payments) struct AuditRow {
+    /// None for rows of older senders.
+    pub(in crate::payments) slot: Option<i32>,
+    pub(in crate::payments) status: String,
+    pub(in crate::payments) timestamp: Timestamp,
+    pub(in crate::payments) sent_to_queue: bool,
+    pub(in crate::payments) stream_id: Option<String>,
+}
+
+/// Stores what is done in a slot; `None` means omitted. Storing it again changes nothing.
+pub(in crate::payments) async fn insert_tick(
+    pool: &MySqlPool,
+    window: &Window,
+    slot: u32,
+    status: Option<&Status>,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    update(
+        pool,
+        "store a tick",
+        "INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, \
+         timestamp, sent_to_queue, created_at, slot) VALUES (?, ?, ?, ?, ?, ?, FALSE, ?, ?) \
+         ON DUPLICATE KEY UPDATE slot = VALUES(slot)",
+        vec![
+            window.uuid.to_string().into(),
+            window.service.to_string().into(),
+            status.map_or_else(|| OMITTED.to_owned(), ToString::to_string).into(),
+            window.from().into(),
+            window.to().into(),
+            now.into(),
+            now.into(),
+            i64::from(slot).into(),
+        ],
+    )
+    .await
+    .map(drop)
+}
+
+/// Ticks of a window that are stored and not known to be sent, in order.
+pub(in crate::payments) async fn unsent_ticks(
+    pool: &MySqlPool,
+    window: Uuid,
+    limit: u32,
+) -> Result<Vec<UnsentTick>, db::Error> {
+    let rows = sqlx::query(
+        "SELECT slot, status, timestamp FROM report_audit WHERE window_uuid = ? \
+         AND slot IS NOT NULL AND NOT sent_to_queue AND status <> ? ORDER BY slot LIMIT ?",
+    )
+    .bind(window.to_string())
+    .bind(OMITTED)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    let unsent = rows.iter().map(|row| {
+        let slot: i32 = row.try_get("slot")?;
+        let status: String = row.try_get("status")?;
+        Ok(UnsentTick {
+            slot: u32::try_from(slot).map_err(|error| bad("slot", &slot.to_string(), &error))?,
+            status: status.parse().map_err(|error| bad("status", &status, &error))?,
+            timestamp: at(row, "timestamp")?,
+        })
+    });
+    unsent.collect()
+}
+
+/// Notes that a tick is sent.
+pub(in crate::payments) async fn mark_sent(
+    pool: &MySqlPool,
+    window: Uuid,
+    slot: u32,
+    id: StreamId,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    update(
+        pool,
+        "mark sent",
+        "UPDATE report_audit SET sent_to_queue = TRUE, stream_id = ?, published_at = ? \
+         WHERE window_uuid = ? AND slot = ?",
+        vec![id.to_string().into(), now.into(), window.to_string().into(), i64::from(slot).into()],
+    )
+    .await
+    .map(drop)
+}
+
+/// What the audit of a window adds up to; none if no such window is known.
+pub(in crate::payments) async fn totals(
+    pool: &MySqlPool,
+    window: Uuid,
+) -> Result<Option<(String, AuditTotals)>, db::Error> {
+    let service: Option<String> =
+        sqlx::query_scalar("SELECT service FROM report_windows WHERE window_uuid = ?")
+            .bind(window.to_string())
+            .fetch_optional(pool)
+            .await?;
+    let Some(service) = service else { return Ok(None) };
+    let totals = totals_by_window(pool, &[window]).await?.pop();
+    Ok(Some((service, totals.map(|(_, totals)| totals).unwrap_or_default())))
+}
+
+/// What the audit adds up to for some windows; nothing for a window without ticks.
+///
+/// # Errors
+/// When the database does not do its part.
+pub async fn totals_by_window(
+    pool: &MySqlPool,
+    windows: &[Uuid],
+) -> Result<Vec<(Uuid, AuditTotals)>, db::Error> {
+    if windows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = sqlx::QueryBuilder::<sqlx::MySql>::new(
+        "SELECT window_uuid, COUNT(*) AS audit_total, COUNT(IF(sent_to_queue, 1, NULL)) AS sent, \
+         COUNT(IF(status = 'no_reported', 1, NULL)) AS omitted, \
+         COUNT(IF(status = 'ok', 1, NULL)) AS ok, \
+         COUNT(IF(status = 'error' OR status LIKE 'error:%', 1, NULL)) AS errors \
+         FROM report_audit WHERE window_uuid IN (",
+    );
+    let mut list = query.separated(", ");
+    for window in windows {
+        list.push_bind(window.to_string());
+    }
+    query.push(") GROUP BY window_uuid");
+    let rows = query.build().fetch_all(pool).await?;
+    let totals = rows.iter().map(|row| {
+        let uuid: String = row.try_get("window_uuid")?;
+        let totals = AuditTotals {
+            audit_total: row.try_get("audit_total")?,
+            sent_to_queue: row.try_get("sent")?,
+            no_reported: row.try_get("omitted")?,
+            ok_count: row.try_get("ok")?,
+            error_count: row.try_get("errors")?,
+        };
+        Ok((Uuid::try_parse(&uuid).map_err(|error| bad("window_uuid", &uuid, &error))?, totals))
+    });
+    totals.collect()
+}
+
+/// The audit of a window in the order of time, at most `limit` rows from `offset` on.
+pub(in crate::payments) async fn audit(
+    pool: &MySqlPool,
+    window: Uuid,
+    (limit, offset): (u32, u32),
+) -> Result<Vec<AuditRow>, db::Error> {
+    let rows = sqlx::query(
+        "SELECT slot, status, timestamp, sent_to_queue, stream_id FROM report_audit \
+         WHERE window_uuid = ? ORDER BY timestamp, id LIMIT ? OFFSET ?",
+    )
+    .bind(window.to_string())
+    .bind(limit)
+    .bind(offset)
+    .fetch_all(pool)
+    .await?;
+    let audit = rows.iter().map(|row| {
+        Ok(AuditRow {
+            slot: row.try_get("slot")?,
+            status: row.try_get("status")?,
+            timestamp: at(row, "timestamp")?,
+            sent_to_queue: row.try_get("sent_to_queue")?,
+            stream_id: row.try_get("stream_id")?,
+        })
+    });
+    audit.collect()
+}
