@@ -103,7 +103,7 @@ fn each_outside_library_has_one_owner() {
                 "src/db.rs",
                 "src/config.rs",
                 "src/monitor/repository",
-                "src/payments/repository.rs",
+                "src/payments/repository",
                 "src/local",
                 "src/monitor.rs",
                 "src/payments.rs",
