@@ -162,9 +162,8 @@ fn initialisation(
 
 fn mariadb_initialisation(launch: Launch) -> anyhow::Result<Launch> {
     let script = install_script(&launch.program)?;
-    // Without the last, the script gives up on a machine that cannot look up its own name.
-    let flags =
-        ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"];
+    // Without `--force` it gives up on a machine that cannot look up its own name.
+    let flags = ["--auth-root-authentication-method=normal", "--skip-test-db", "--force"];
     // The script takes `--user` for itself, and then changes the owner of system directories, and
     // of the data only if its path has no spaces. The short form goes straight to the server.
     let as_root = as_root().map(|_| OsString::from("-uroot"));
