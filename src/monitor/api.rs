@@ -178,8 +178,9 @@ async fn get_window(
 ) -> Result<Response, ApiError> {
     let window = stored_window(&monitor, uuid).await?;
     let events = repository::slot_events(&monitor.pool, window.stored.id).await?;
+    let history = repository::history(&monitor.pool, window.stored.id).await?;
     let slots = SlotView::all(&window.stored.window, &events);
-    Ok(Json(window.with_slots(slots)).into_response())
+    Ok(Json(window.with_details(slots, &history)).into_response())
 }
 
 async fn stored_window(monitor: &Monitor, uuid: Uuid) -> Result<WindowView, ApiError> {

@@ -3,19 +3,21 @@
 //! Statements come in few shapes: lists of values are cut into chunks whose lengths are powers of
 //! two, so that each connection prepares each shape once.
 
+mod closing;
 mod events;
 mod windows;
 
 use sqlx::MySql;
 use sqlx::query_builder::QueryBuilder;
 
+pub(super) use closing::{StatusChange, close, history, revise_closed};
 pub(super) use events::{
     EventRow, SlotEvent, Stored, insert_events, insert_missing, insert_unscheduled, present_slots,
     read_back, slot_events,
 };
 pub(super) use windows::{
-    Filter, Position, claim_due, close, counts, ending_next, find_window, held, insert_windows,
-    list_windows, lock_window, revise_closed, windows_by_id, windows_by_uuid,
+    Filter, Position, claim_due, counts, ending_next, find_window, held, insert_windows,
+    list_windows, lock_window, windows_by_id, windows_by_uuid,
 };
 
 /// Largest number of rows in one statement.

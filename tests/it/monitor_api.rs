@@ -154,6 +154,14 @@ async fn announcements_and_windows_are_shown_slot_by_slot() {
             ("2026-11-21T10:00:20Z", "missing")
         ]
     );
+    for slot in 0..3 {
+        api.post("heartbeats", heartbeat(&window, slot).to_json()).await;
+    }
+    let (_, shown) = api.get(&format!("/api/monitor/windows/{}", window.uuid)).await;
+    let history = shown["history"].as_array().unwrap();
+    let changes: Vec<_> =
+        history.iter().map(|change| (&change["status"], &change["missing_reports"])).collect();
+    assert_eq!(changes, [(&json!("alert"), &json!(2)), (&json!("closed"), &json!(0))]);
     let (status, body) = api.get(&format!("/api/monitor/windows/{}", Uuid::new_v4())).await;
     assert_eq!(status, StatusCode::NOT_FOUND, "{body}");
 }

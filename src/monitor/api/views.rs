@@ -8,7 +8,7 @@ use serde::ser::Serializer;
 use uuid::Uuid;
 
 use crate::monitor::ingest::Outcome;
-use crate::monitor::repository::{Position, SlotEvent};
+use crate::monitor::repository::{Position, SlotEvent, StatusChange};
 use crate::monitor::sweep::Swept;
 use crate::monitor::window::StoredWindow;
 use crate::wire::{Heartbeat, Slot, Tick, Timestamp, Window};
@@ -35,12 +35,15 @@ pub(super) struct WindowView {
     updated_at: Timestamp,
     closed_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Vec<ChangeView>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     slots: Option<Vec<SlotView>>,
 }
 
 impl WindowView {
-    pub(super) fn with_slots(self, slots: Vec<SlotView>) -> Self {
-        Self { slots: Some(slots), ..self }
+    pub(super) fn with_details(self, slots: Vec<SlotView>, history: &[StatusChange]) -> Self {
+        let history = history.iter().map(ChangeView::from).collect();
+        Self { slots: Some(slots), history: Some(history), ..self }
     }
 }
 
@@ -64,8 +67,29 @@ impl From<StoredWindow> for WindowView {
             created_at: stored.created_at,
             updated_at: stored.updated_at,
             closed_at: stored.closed_at,
+            history: None,
             slots: None,
             stored,
+        }
+    }
+}
+
+/// A change of a window's status.
+#[derive(Debug, Serialize)]
+struct ChangeView {
+    changed_at: Timestamp,
+    status: String,
+    received_reports: i32,
+    missing_reports: i32,
+}
+
+impl From<&StatusChange> for ChangeView {
+    fn from(change: &StatusChange) -> Self {
+        Self {
+            changed_at: change.changed_at,
+            status: change.status.to_string(),
+            received_reports: change.received,
+            missing_reports: change.missing,
         }
     }
 }

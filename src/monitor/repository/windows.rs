@@ -235,60 +235,6 @@ pub(in crate::monitor) async fn counts(
     Ok(counted)
 }
 
-/// Writes the end of an open window.
-pub(in crate::monitor) async fn close(
-    connection: &mut db::Connection,
-    id: i64,
-    counts: Counts,
-    now: Timestamp,
-) -> Result<(), db::Error> {
-    let now = DateTime::<Utc>::from(now);
-    sqlx::query(
-        "UPDATE windows SET status = ?, received_reports = ?, error_reports = ?, \
-         missing_reports = ?, closed_at = ?, updated_at = ? WHERE id = ? AND status = 'OPEN'",
-    )
-    .bind(counts.verdict().as_sql())
-    .bind(counts.received)
-    .bind(counts.errors)
-    .bind(counts.missing)
-    .bind(now)
-    .bind(now)
-    .bind(id)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Counts a closed window again, after heartbeats arrived for slots that it was missing.
-///
-/// The lock comes before the count: of two transactions that revise the same window, the second
-/// then sees what the first has changed.
-pub(in crate::monitor) async fn revise_closed(
-    connection: &mut db::Connection,
-    id: i64,
-    now: Timestamp,
-) -> Result<(), db::Error> {
-    sqlx::query("SELECT id FROM windows WHERE id = ? FOR UPDATE")
-        .bind(id)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let counted = counts(connection, &[id]).await?;
-    let (counts, _) = counted.get(&id).copied().unwrap_or((Counts::default(), now));
-    sqlx::query(
-        "UPDATE windows SET status = ?, received_reports = ?, error_reports = ?, \
-         missing_reports = ?, updated_at = ? WHERE id = ? AND status <> 'OPEN'",
-    )
-    .bind(counts.verdict().as_sql())
-    .bind(counts.received)
-    .bind(counts.errors)
-    .bind(counts.missing)
-    .bind(DateTime::<Utc>::from(now))
-    .bind(id)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 /// Adds what is not kept in the row: the counts of open windows, and of unscheduled heartbeats.
 async fn with_counts(
     pool: &MySqlPool,

@@ -1,0 +1,125 @@
+//! The end of a window, its revision, and the history of both.
+
+use chrono::{DateTime, Utc};
+use sqlx::{MySqlPool, Row};
+
+use super::windows::counts;
+use crate::db;
+use crate::monitor::window::{Counts, WindowStatus};
+use crate::wire::Timestamp;
+
+/// A change of a window's status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::monitor) struct StatusChange {
+    pub(in crate::monitor) changed_at: Timestamp,
+    pub(in crate::monitor) status: WindowStatus,
+    pub(in crate::monitor) received: i32,
+    pub(in crate::monitor) missing: i32,
+}
+
+/// Writes the end of an open window.
+pub(in crate::monitor) async fn close(
+    connection: &mut db::Connection,
+    id: i64,
+    counts: Counts,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    let at = DateTime::<Utc>::from(now);
+    sqlx::query(
+        "UPDATE windows SET status = ?, received_reports = ?, error_reports = ?, \
+         missing_reports = ?, closed_at = ?, updated_at = ? WHERE id = ? AND status = 'OPEN'",
+    )
+    .bind(counts.verdict().as_sql())
+    .bind(counts.received)
+    .bind(counts.errors)
+    .bind(counts.missing)
+    .bind(at)
+    .bind(at)
+    .bind(id)
+    .execute(&mut *connection)
+    .await?;
+    remember(connection, id, counts, now).await
+}
+
+/// Counts a closed window again, after heartbeats arrived for slots that it was missing.
+///
+/// The lock comes before the count: of two transactions that revise the same window, the second
+/// then sees what the first has changed.
+pub(in crate::monitor) async fn revise_closed(
+    connection: &mut db::Connection,
+    id: i64,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    let before: Option<String> =
+        sqlx::query_scalar("SELECT status FROM windows WHERE id = ? FOR UPDATE")
+            .bind(id)
+            .fetch_optional(&mut *connection)
+            .await?;
+    let counted = counts(connection, &[id]).await?;
+    let (counts, _) = counted.get(&id).copied().unwrap_or((Counts::default(), now));
+    let status = counts.verdict().as_sql();
+    sqlx::query(
+        "UPDATE windows SET status = ?, received_reports = ?, error_reports = ?, \
+         missing_reports = ?, updated_at = ? WHERE id = ? AND status <> 'OPEN'",
+    )
+    .bind(status)
+    .bind(counts.received)
+    .bind(counts.errors)
+    .bind(counts.missing)
+    .bind(DateTime::<Utc>::from(now))
+    .bind(id)
+    .execute(&mut *connection)
+    .await?;
+    if before.as_deref() == Some(status) {
+        return Ok(());
+    }
+    remember(connection, id, counts, now).await
+}
+
+/// Adds a change of a window's status to its history.
+async fn remember(
+    connection: &mut db::Connection,
+    id: i64,
+    counts: Counts,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    sqlx::query(
+        "INSERT INTO window_history (window_id, changed_at, status, received_reports, \
+         error_reports, missing_reports) VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(id)
+    .bind(DateTime::<Utc>::from(now))
+    .bind(counts.verdict().as_sql())
+    .bind(counts.received)
+    .bind(counts.errors)
+    .bind(counts.missing)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Every change of a window's status, first to last; none while it is open.
+pub(in crate::monitor) async fn history(
+    pool: &MySqlPool,
+    id: i64,
+) -> Result<Vec<StatusChange>, db::Error> {
+    let rows = sqlx::query(
+        "SELECT changed_at, status, received_reports, missing_reports FROM window_history \
+         WHERE window_id = ? ORDER BY id",
+    )
+    .bind(id)
+    .fetch_all(pool)
+    .await?;
+    let changes = rows.iter().map(|row| {
+        let status: String = row.try_get("status")?;
+        Ok(StatusChange {
+            changed_at: row.try_get::<DateTime<Utc>, _>("changed_at")?.into(),
+            status: status.parse().map_err(|error| {
+                db::Error::bad_row(format!("table window_history, window {id}, status: {error}"))
+            })?,
+            received: row.try_get("received_reports")?,
+            missing: row.try_get("missing_reports")?,
+        })
+    });
+    changes.collect()
+}
