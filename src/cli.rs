@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use reqwest::Url;
 
 use crate::config::{DatabaseUrl, StartArgs, positive_duration};
+use crate::dead_letters::DeadLettersArgs;
 use crate::monitor::{self, MonitorArgs};
 use crate::payments::{self, PaymentsArgs};
 use crate::relay::RelayArgs;
@@ -23,7 +24,7 @@ const SHOWN_CHARS: usize = 300;
 /// the `monitor`, which keeps windows in MySQL or MariaDB and raises an alert for each that lacks a
 /// heartbeat. To see all of it at work on this machine: `heartbeat standalone --demo`.
 ///
-/// Every option is also an environment variable, shown in its command's help.
+/// Every option of a role is also an environment variable, shown in its command's help.
 #[derive(Debug, Parser)]
 #[command(name = "heartbeat", version, max_term_width = 100)]
 pub struct Cli {
@@ -48,6 +49,8 @@ pub enum Command {
     Relay(RelayArgs),
     /// Take heartbeats in, keep windows, raise alerts, serve the API
     Monitor(MonitorArgs),
+    /// List, show, replay or drop the messages that the monitor refused
+    DeadLetters(DeadLettersArgs),
     /// Bring the schema of a database up to date
     Migrate(MigrateArgs),
     /// Ask a running role whether it can do its work; exits 0 if it can, else 1 and says why

@@ -6,15 +6,18 @@
 //! - Each connection is rolled back before it is lent, which clears such a transaction all the same.
 //! - A transaction that lost a deadlock is tried again; its body must therefore be repeatable.
 
+mod error;
+
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::future::BoxFuture;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlPoolOptions};
+use sqlx::mysql::{MySqlConnection, MySqlPoolOptions};
 use sqlx::{Acquire, ConnectOptions, Connection as _, MySqlPool};
 
+pub use self::error::{Class, Error, classify};
 use crate::config::DatabaseUrl;
 
 /// A connection inside a transaction, as [`transaction`] hands it to its body.
@@ -31,94 +34,22 @@ pub static MONITOR_SCHEMA: LazyLock<Migrator> =
 const MAX_CONNECTIONS: u32 = 16;
 /// How long to wait for a connection: less than any client of ours waits for an answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one attempt at a transaction, or one answer to a question, may take. A host that
+/// vanishes without a word would otherwise be waited for until the end of days.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long closing all connections may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often a transaction is tried that lost a deadlock or met a read-only server.
 const MAX_ATTEMPTS: u32 = 5;
+/// How long an unused connection is kept: less than the server keeps one from which it hears
+/// nothing, whose locks would otherwise outlive a client that has vanished.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Prepared statements that one connection keeps: all shapes that we use.
 const STATEMENT_CACHE: usize = 256;
 /// How long to wait for another process that changes the schema, in seconds.
 const MIGRATION_PATIENCE_SECONDS: u32 = 60;
 /// Pause between two attempts to reach a database at start.
 const START_RETRY: Duration = Duration::from_millis(300);
-
-/// What there is to do about a failure of the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// The transaction lost against another: try it again.
-    Retry,
-    /// This server has stopped taking writes: close the connection and try another.
-    Reconnect,
-    /// The database cannot answer now; what was asked may or may not be done.
-    Unavailable,
-    /// The database refuses the values of this very row.
-    Data,
-    /// Wrong credentials, rights, or schema: a person has to change something.
-    Configuration,
-    /// Our own mistake.
-    Bug,
-}
-
-impl Class {
-    /// What to tell a person who asks why the database does not serve us; shows no detail.
-    #[must_use]
-    pub const fn advice(self) -> &'static str {
-        match self {
-            Self::Reconnect => "takes no writes now",
-            Self::Configuration => "refuses our credentials or lacks our tables; see the log",
-            _ => "cannot be reached",
-        }
-    }
-}
-
-/// A failure of the database, with what there is to do about it.
-#[derive(Debug, thiserror::Error)]
-#[error("{source}")]
-pub struct Error {
-    /// What there is to do.
-    pub class: Class,
-    source: sqlx::Error,
-}
-
-impl From<sqlx::Error> for Error {
-    fn from(source: sqlx::Error) -> Self {
-        Self { class: classify(&source), source }
-    }
-}
-
-impl Error {
-    /// A row that a table should never hold. `what` names table, row and column.
-    #[must_use]
-    pub fn bad_row(what: String) -> Self {
-        sqlx::Error::Decode(what.into()).into()
-    }
-}
-
-/// What to do about an error of the driver. The numbers are those of MySQL 8.4 and MariaDB 10.11.
-#[must_use]
-pub fn classify(error: &sqlx::Error) -> Class {
-    match error {
-        sqlx::Error::Database(inner) => inner
-            .try_downcast_ref::<MySqlDatabaseError>()
-            .map_or(Class::Bug, |error| classify_number(error.number())),
-        sqlx::Error::Io(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => Class::Unavailable,
-        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Class::Configuration,
-        _ => Class::Bug,
-    }
-}
-
-fn classify_number(number: u16) -> Class {
-    match number {
-        1213 | 1205 | 1020 | 3572 | 3101 | 3100 | 1180 => Class::Retry,
-        1290 | 1836 | 1792 | 1047 => Class::Reconnect,
-        1406 | 1264 | 1265 | 1292 | 1366 | 1048 | 3140 | 3819 | 4025 => Class::Data,
-        1044 | 1045 | 1142 | 1143 | 1049 | 1146 | 1054 | 1251 | 1698 | 2059 => Class::Configuration,
-        1064 | 1153 | 1390 | 1364 | 1062 | 1136 => Class::Bug,
-        _ => Class::Unavailable,
-    }
-}
 
 /// Schemas only grow, so that during an upgrade an older program goes on with a newer schema.
 fn only_growing(mut schema: Migrator) -> Migrator {
@@ -175,7 +106,7 @@ fn pool(url: &DatabaseUrl) -> MySqlPool {
         .max_connections(MAX_CONNECTIONS)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .max_lifetime(Duration::from_mins(10))
-        .idle_timeout(Duration::from_mins(2))
+        .idle_timeout(IDLE_TIMEOUT)
         .test_before_acquire(false)
         .before_acquire(|connection, _| {
             Box::pin(async move {
@@ -188,7 +119,8 @@ fn pool(url: &DatabaseUrl) -> MySqlPool {
                 sqlx::raw_sql(
                     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
                      SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'); \
-                     SET SESSION innodb_lock_wait_timeout = 5",
+                     SET SESSION innodb_lock_wait_timeout = 2; \
+                     SET SESSION wait_timeout = 30",
                 )
                 .execute(connection)
                 .await?;
@@ -196,6 +128,11 @@ fn pool(url: &DatabaseUrl) -> MySqlPool {
             })
         })
         .connect_lazy_with(options)
+}
+
+/// Says farewell to the database, but waits for no answer that does not come.
+pub async fn close(pool: &MySqlPool) {
+    tokio::time::timeout(FAREWELL, pool.close()).await.ok();
 }
 
 /// Asks whether the database answers.
@@ -229,6 +166,12 @@ pub async fn prepare_schema(
             return Err(error).with_context(|| format!("reading the schema of the {what}"));
         }
     };
+    if let Some(version) = connection.dirty_version(&schema.table_name).await.unwrap_or(None) {
+        bail!(
+            "version {version} of the schema of the {what} was begun and not finished: run \
+             `heartbeat migrate` to see why"
+        );
+    }
     let wanted = schema.iter().map(|migration| migration.version).max().unwrap_or(0);
     let found = applied.iter().map(|migration| migration.version).max().unwrap_or(0);
     if found < wanted {
@@ -279,6 +222,19 @@ async fn migrate_alone(pool: &MySqlPool, schema: &'static Migrator) -> anyhow::R
     }
 }
 
+/// Waits for the answer to a question, but not for ever.
+///
+/// # Errors
+/// The question's failure, or that it was not answered in time.
+pub async fn patiently<T, E: Into<Error>>(
+    question: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(PATIENCE, question).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(sqlx::Error::PoolTimedOut.into()),
+    }
+}
+
 /// Runs a transaction to its end in a task of its own, and again if it lost a deadlock.
 ///
 /// `name` appears in the log. The answer comes only after the commit. After an error of class
@@ -317,7 +273,11 @@ where
     F: for<'c> Fn(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>>,
 {
     let mut connection = pool.acquire().await?;
-    let ended = within(&mut connection, body).await;
+    let Ok(ended) = tokio::time::timeout(PATIENCE, within(&mut connection, body)).await else {
+        // Nobody knows what state it is in, so that nobody may get it again.
+        drop(connection.detach());
+        return Err(sqlx::Error::PoolTimedOut.into());
+    };
     if let Err(Error { class: Class::Reconnect, .. }) = ended {
         // A pool would go on lending this connection to a server that takes no writes.
         connection.close().await.ok();
@@ -339,32 +299,5 @@ where
             transaction.rollback().await.ok();
             Err(error)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_error_number_has_its_class() {
-        let table = [
-            (1213, Class::Retry),
-            (1205, Class::Retry),
-            (1290, Class::Reconnect),
-            (1836, Class::Reconnect),
-            (1040, Class::Unavailable),
-            (2013, Class::Unavailable),
-            (1114, Class::Unavailable),
-            (1406, Class::Data),
-            (1366, Class::Data),
-            (1045, Class::Configuration),
-            (1146, Class::Configuration),
-            (1064, Class::Bug),
-        ];
-        for (number, class) in table {
-            assert_eq!(classify_number(number), class, "{number}");
-        }
-        assert_eq!(classify(&sqlx::Error::PoolTimedOut), Class::Unavailable);
     }
 }

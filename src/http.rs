@@ -13,6 +13,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query
 use axum::http::header::RETRY_AFTER;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde::Serialize;
@@ -28,6 +29,8 @@ use crate::wire::WireError;
 
 /// How long requests in flight may take once the process was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long any request may take: what it waits for may never come.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a client is told to wait before it asks again, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -65,6 +68,7 @@ pub async fn serve(
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(max_body_bytes))
+        .layer(middleware::from_fn(within_time))
         .layer(CatchPanicLayer::custom(|_| {
             ApiError::internal("a request panicked").into_response()
         }))
@@ -81,6 +85,14 @@ pub async fn serve(
         ended = serving => ended.context("serving HTTP"),
         () = overdue => Ok(()),
     }
+}
+
+/// Gives up on a request that takes too long, be it that its body does not come or that a server of
+/// ours does not answer. What it has begun to write is written all the same.
+async fn within_time(request: Request, next: Next) -> Response {
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
+    answer
+        .unwrap_or_else(|_| ApiError::unavailable("this took too long; try again").into_response())
 }
 
 /// A client that follows nothing, repeats nothing and asks no proxy: each would hide what happened.

@@ -18,6 +18,7 @@
 //! | [`payments`] | role: a service under watch |
 //! | [`relay`] | role: from the streams to the monitor |
 //! | [`monitor`] | role: windows, events, alerts, API |
+//! | [`dead_letters`] | the operator's command for messages that the monitor refused |
 //! | [`local`] | private Redis and MySQL servers as child processes |
 //! | [`http`] | serving, errors, health and readiness; the HTTP client |
 //! | [`stream`] | the only user of Redis |
@@ -33,6 +34,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod db;
+pub mod dead_letters;
 pub mod http;
 pub mod local;
 pub mod monitor;

@@ -2,14 +2,22 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use heartbeat::cli::{self, Cli, Command};
-use heartbeat::{monitor, payments, relay, shutdown, standalone, telemetry};
+use heartbeat::{dead_letters, monitor, payments, relay, shutdown, standalone, telemetry};
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match Box::pin(run(Cli::parse())).await {
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ended =
+        tokio::runtime::Runtime::new().context("starting the runtime").and_then(|runtime| {
+            let ended = runtime.block_on(Box::pin(run(cli)));
+            // A name that is still being looked up must not hold up the exit.
+            runtime.shutdown_background();
+            ended
+        });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("heartbeat: {}", sentence(&error));
@@ -25,6 +33,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Payments(args) => role(|stop| payments::run(args, stop)).await,
         Command::Relay(args) => role(|stop| relay::run(args, stop)).await,
         Command::Monitor(args) => role(|stop| monitor::run(args, stop)).await,
+        Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::Migrate(args) => cli::migrate(args).await,
         Command::Healthcheck(args) => cli::healthcheck(args).await,
     }

@@ -91,6 +91,13 @@ pub async fn latest_windows(pool: &MySqlPool, limit: u32) -> Result<Vec<StoredWi
     repository::list_windows(pool, &Filter::default(), limit).await
 }
 
+async fn connect(args: &MonitorArgs) -> anyhow::Result<MySqlPool> {
+    let DatabaseArgs { database_url, create_schema_on_startup } = &args.database;
+    let pool = db::connect(database_url, DATABASE, args.start.connect_timeout).await?;
+    db::prepare_schema(&pool, &db::MONITOR_SCHEMA, DATABASE, *create_schema_on_startup).await?;
+    Ok(pool)
+}
+
 /// Runs the role on a socket that is already open.
 ///
 /// # Errors
@@ -101,10 +108,10 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     tracing::info!(?args, "the monitor starts");
-    let url = &args.database.database_url;
-    let pool = db::connect(url, DATABASE, args.start.connect_timeout).await?;
-    let may_change = args.database.create_schema_on_startup;
-    db::prepare_schema(&pool, &db::MONITOR_SCHEMA, DATABASE, may_change).await?;
+    let pool = tokio::select! {
+        connected = connect(&args) => connected?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let monitor = Monitor {
         pool,
         default_tick: args.tick.heartbeat_interval_seconds,
@@ -118,6 +125,6 @@ pub async fn serve(
     tasks.spawn(sweep::run(monitor.clone(), args.sweep_interval, shutdown.clone()));
     tracing::info!(listen = %args.listen, "the monitor is ready");
     let ended = shutdown::join_all(tasks, &shutdown).await;
-    monitor.pool.close().await;
+    db::close(&monitor.pool).await;
     ended
 }

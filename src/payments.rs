@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use sqlx::MySqlPool;
@@ -27,10 +28,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::plan::{Overrides, Plan};
 use crate::config::{DatabaseArgs, StartArgs, StreamArgs, TickArgs, positive_duration};
 use crate::http::Readiness;
 use crate::stream::{Link, Producer};
-use crate::wire::{ServiceName, Tick};
+use crate::wire::{ServiceName, Tick, Timestamp};
 use crate::{db, http, shutdown};
 
 pub use repository::{AuditTotals, PlannedWindow, totals_by_window};
@@ -74,6 +76,22 @@ pub struct PaymentsArgs {
     pub start: StartArgs,
 }
 
+impl PaymentsArgs {
+    /// Checks what no single option shows.
+    ///
+    /// # Errors
+    /// A length and a tick that make no window.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        let duration_sec = self.window_duration.map(|length| length.as_secs_f64());
+        let overrides = Overrides { duration_sec, ..Overrides::default() };
+        let identity = (Uuid::nil(), self.name.clone());
+        let tick = self.tick.heartbeat_interval_seconds;
+        Plan::draw(&overrides, identity, Timestamp::from_micros(0), tick, 0)
+            .context("--window-duration and --heartbeat-interval-seconds make no window")?;
+        Ok(())
+    }
+}
+
 /// What every part of a running service works with.
 #[derive(Clone, Debug)]
 pub struct Payments {
@@ -109,8 +127,12 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    args.validate()?;
     tracing::info!(?args, "a payments service starts");
-    let payments = connect(&args).await?;
+    let payments = tokio::select! {
+        connected = connect(&args) => connected?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let (emitter, requests) = emitter::Emitter::new(payments.clone());
     let mut tasks = JoinSet::new();
     let router = api::router(payments.clone(), emitter.clone());
@@ -122,7 +144,7 @@ pub async fn serve(
     }
     tracing::info!(service = %args.name, listen = %args.listen, "a payments service is ready");
     let ended = shutdown::join_all(tasks, &shutdown).await;
-    payments.pool.close().await;
+    db::close(&payments.pool).await;
     ended
 }
 

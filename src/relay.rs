@@ -25,6 +25,7 @@ use axum::{Json, Router};
 use clap::Args;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -158,15 +159,10 @@ pub async fn serve(
     args.validate()?;
     let consumer = args.consumer()?;
     tracing::info!(?args, consumer, "the relay starts");
-    let redis = args.stream.url()?;
-    let link = Arc::new(Link::new(&redis)?);
-    link.wait_until_ready(&redis, args.start.connect_timeout).await?;
-    let names = (args.consumer_group.clone(), consumer);
-    let stream = args.stream.stream_name.clone();
-    let group = Arc::new(Group::new(&redis, Arc::clone(&link), stream, names, BLOCK)?);
-    if group.create().await.context("creating the consumer group")? {
-        tracing::info!(group = %args.consumer_group, "created the consumer group");
-    }
+    let (link, group) = tokio::select! {
+        connected = connect(&args, consumer) => connected?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let readiness = Readiness::default();
     let delivery = Arc::new(Delivery {
         group,
@@ -175,6 +171,7 @@ pub async fn serve(
         gate: Gate::default(),
         readiness: readiness.clone(),
         max_retries: args.max_retries,
+        suspects: Arc::new(Semaphore::new(deliver::MAX_SUSPECTS)),
         passed: AtomicU64::new(0),
         shutdown: shutdown.clone(),
     });
@@ -186,6 +183,19 @@ pub async fn serve(
     tasks.spawn(consume::run(delivery, consume::Limits::new(&args)));
     tracing::info!(listen = %args.listen, monitor = %args.monitor_url, "the relay is ready");
     shutdown::join_all(tasks, &shutdown).await
+}
+
+async fn connect(args: &RelayArgs, consumer: String) -> anyhow::Result<(Arc<Link>, Arc<Group>)> {
+    let redis = args.stream.url()?;
+    let link = Arc::new(Link::new(&redis)?);
+    link.wait_until_ready(&redis, args.start.connect_timeout).await?;
+    let names = (args.consumer_group.clone(), consumer);
+    let stream = args.stream.stream_name.clone();
+    let group = Arc::new(Group::new(&redis, Arc::clone(&link), stream, names, BLOCK)?);
+    if group.create().await.context("creating the consumer group")? {
+        tracing::info!(group = %args.consumer_group, "created the consumer group");
+    }
+    Ok((link, group))
 }
 
 #[derive(Clone, Debug)]

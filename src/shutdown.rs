@@ -22,13 +22,14 @@ const SAME_WORD: Duration = Duration::from_millis(500);
 /// Exit code of a process that was told twice to stop.
 const EXIT_AT_ONCE: i32 = 130;
 
-/// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
+/// A token that SIGTERM, SIGINT or SIGHUP (a terminal that closes) cancels. A second signal ends the process at once.
 ///
 /// # Errors
 /// When the signal handlers cannot be installed.
 pub fn on_signals() -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
     let token = CancellationToken::new();
     let cancelled = token.clone();
     tokio::spawn(async move {
@@ -37,6 +38,7 @@ pub fn on_signals() -> anyhow::Result<CancellationToken> {
             tokio::select! {
                 _ = terminate.recv() => (),
                 _ = interrupt.recv() => (),
+                _ = hang_up.recv() => (),
             }
             match told {
                 None => {

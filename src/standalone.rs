@@ -1,6 +1,7 @@
 //! Everything on one machine: private servers, three payments services, a relay and a monitor in
 //! one process. The one place that knows all roles.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -92,7 +93,9 @@ pub async fn run(args: StandaloneArgs, shutdown: CancellationToken) -> anyhow::R
     let table = report::latest_windows(&servers).await;
     let stopped = servers.stop().await;
     match table {
-        Ok(table) => println!("{table}"),
+        Ok(table) => {
+            std::io::stdout().write_all(format!("{table}\n").as_bytes()).unwrap_or_default();
+        }
         Err(error) => tracing::warn!("no summary: {error:#}"),
     }
     outcome.and(stopped)

@@ -12,6 +12,7 @@
 //!   and no consumer with pending entries is deleted: both lose
 //!   messages silently.
 
+mod dead;
 mod group;
 mod link;
 mod producer;
@@ -21,6 +22,7 @@ use std::str::FromStr;
 
 use redis::{ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind, Value};
 
+pub use dead::{DeadLetter, DeadLetters, Replayed};
 pub use group::{Claimed, Entry, Group, Source};
 pub use link::Link;
 pub use producer::Producer;

@@ -23,6 +23,8 @@ CREATE TABLE windows (
     KEY windows_to_close (status, ends_at),
     KEY windows_by_time (window_from, id),
     KEY windows_by_service (service_name, window_from, id),
+    KEY windows_by_status (status, window_from, id),
+    KEY windows_open_of_service (service_name, status),
     CONSTRAINT windows_status CHECK (status IN ('OPEN', 'CLOSED', 'ALERT')),
     CONSTRAINT windows_add_up CHECK
         (status = 'OPEN' OR received_reports + missing_reports = expected_reports)

@@ -1,7 +1,10 @@
 -- What heartbeat's own senders keep beside the first senders' columns. Everything is nullable or
 -- has a default, so that the first senders' inserts go on working.
 
--- Tables that were adopted may hold shorter texts and whole seconds.
+-- Tables that were adopted may hold shorter texts, whole seconds, and no time of creation.
+UPDATE report_windows SET created_at = window_from WHERE created_at IS NULL;
+UPDATE report_audit SET created_at = timestamp WHERE created_at IS NULL;
+
 ALTER TABLE report_windows
     MODIFY window_uuid VARCHAR(36)  CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
     MODIFY service     VARCHAR(100) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
@@ -25,7 +28,9 @@ ALTER TABLE report_windows
     -- When every slot had passed and every send was confirmed.
     ADD COLUMN finished_at DATETIME(6) NULL,
     ADD UNIQUE KEY report_windows_uuid (window_uuid),
-    ADD KEY report_windows_unfinished (service, finished_at, leased_until),
+    -- Old senders' windows never finish; without a tick they lie apart in this index.
+    ADD KEY report_windows_unfinished (service, finished_at, tick_us),
+    ADD KEY report_windows_owner (owner, finished_at),
     ADD KEY report_windows_by_time (service, window_from);
 
 ALTER TABLE report_audit

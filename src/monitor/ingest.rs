@@ -14,10 +14,13 @@ use super::Monitor;
 use super::repository::{self, EventRow, Stored};
 use super::window::StoredWindow;
 use crate::db;
-use crate::wire::{Heartbeat, Slot, Timestamp, Window};
+use crate::wire::{Heartbeat, ServiceName, Slot, Timestamp, Window};
 
 /// How far a sender's clock may be ahead of the monitor's.
 pub const MAX_CLOCK_AHEAD: Duration = Duration::from_hours(24);
+
+/// Most windows of one service that may be open at a time.
+pub const MAX_OPEN_WINDOWS: u64 = 10_000;
 
 /// What became of a heartbeat or an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +170,10 @@ fn owned<'k>(
     match known.get(&window.uuid) {
         Some(stored) if stored.window.service == window.service => Ok(stored),
         Some(_) => Err(format!("window {} belongs to another service", window.uuid)),
-        None => Err(format!("window {} could not be registered", window.uuid)),
+        None => Err(format!(
+            "window {} is new, and its service has {MAX_OPEN_WINDOWS} open ones already",
+            window.uuid
+        )),
     }
 }
 
@@ -185,6 +191,7 @@ async fn register(
     for window in windows.into_iter().filter(|window| !known.contains_key(&window.uuid)) {
         new.entry(window.uuid).or_insert(window);
     }
+    leave_out_crowded(monitor, &mut new).await?;
     let uuids: BTreeSet<Uuid> = new.keys().copied().collect();
     if !new.is_empty() {
         let definitions: Arc<[Window]> = new.into_values().collect();
@@ -197,6 +204,26 @@ async fn register(
         known.extend(repository::windows_by_uuid(&monitor.pool, &uuids).await?);
     }
     Ok((known, uuids))
+}
+
+/// Leaves out new windows of services that have too many open ones already.
+async fn leave_out_crowded(
+    monitor: &Monitor,
+    new: &mut BTreeMap<Uuid, Window>,
+) -> Result<(), db::Error> {
+    let mut room: HashMap<ServiceName, u64> = HashMap::new();
+    for service in new.values().map(|window| &window.service).collect::<BTreeSet<_>>() {
+        let open = repository::open_windows(&monitor.pool, service).await?;
+        room.insert(service.clone(), MAX_OPEN_WINDOWS.saturating_sub(open));
+    }
+    new.retain(|_, window| match room.get_mut(&window.service) {
+        Some(left) if *left > 0 => {
+            *left -= 1;
+            true
+        }
+        _ => false,
+    });
+    Ok(())
 }
 
 /// Writes a batch in one transaction. Answers what was there before, for rows that were not new.

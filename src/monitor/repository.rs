@@ -17,7 +17,7 @@ pub(super) use events::{
 };
 pub(super) use windows::{
     Filter, Position, claim_due, counts, ending_next, find_window, held, insert_windows,
-    list_windows, lock_window, windows_by_id, windows_by_uuid,
+    list_windows, lock_window, open_windows, windows_by_id, windows_by_uuid,
 };
 
 /// Largest number of rows in one statement.

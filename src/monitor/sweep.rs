@@ -23,6 +23,8 @@ const WINDOWS_PER_STEP: u32 = 64;
 const SLOTS_PER_STEP: u32 = 20_000;
 /// Shortest pause between two looks, so that a window about to end is not asked for in a circle.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+/// Pause before a look for windows that were due and could not be claimed.
+const LEFT_ALONE_PAUSE: Duration = Duration::from_secs(1);
 /// Most windows that the answer to a manual sweep names; the rest is closed by the next one.
 const WINDOWS_PER_ANSWER: usize = 1_000;
 
@@ -196,9 +198,12 @@ fn log_closed(StoredWindow { window, status, counts, .. }: &StoredWindow) {
 
 /// How long to wait: until the next window may close, if that is sooner than the interval.
 async fn pause_after(monitor: &Monitor, interval: Duration, now: Timestamp) -> Duration {
-    match repository::ending_next(&monitor.pool).await {
+    match db::patiently(repository::ending_next(&monitor.pool)).await {
         Ok(Some(ends_at)) => {
-            now.until(ends_at.plus(monitor.grace)).clamp(SHORTEST_PAUSE.min(interval), interval)
+            let closes_in = now.until(ends_at.plus(monitor.grace));
+            // One that should have closed and did not is in the hands of another monitor.
+            let shortest = if closes_in.is_zero() { LEFT_ALONE_PAUSE } else { SHORTEST_PAUSE };
+            closes_in.clamp(shortest.min(interval), interval)
         }
         _ => interval,
     }

@@ -66,11 +66,14 @@ pub async fn open_next(
     now: Timestamp,
 ) -> Result<Duration, OpenError> {
     let Payments { pool, service, default_tick, .. } = payments;
-    let last_end = repository::last_continuous_end(pool, service).await?.unwrap_or(now);
-    if last_end > now.plus(LEAD) {
-        return Ok(now.until(last_end.minus(LEAD)));
+    let last_end = db::patiently(repository::last_continuous_end(pool, service)).await?;
+    if let Some(end) = last_end.filter(|end| *end > now.plus(LEAD)) {
+        return Ok(now.until(end.minus(LEAD)));
     }
-    let from = last_end.max(now);
+    // On a whole tick, so that replicas which look at nearly the same moment mean the same window.
+    let beyond = now.micros().rem_euclid(default_tick.micros());
+    let tick = now.plus_micros(-beyond);
+    let from = last_end.map_or(tick, |end| end.max(tick));
     let name = format!("heartbeat window {service} {}", from.micros());
     let uuid = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes());
     let overrides = Overrides {

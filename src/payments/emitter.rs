@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -100,6 +101,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut emitting = Emitting { payments, tasks: TaskTracker::new(), active: Vec::new() };
     let mut beat = tokio::time::interval(RENEW_INTERVAL);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -144,7 +146,7 @@ impl Emitting {
         let Payments { pool, owner, service, .. } = &self.payments;
         repository::renew_leases(pool, *owner, LEASE).await?;
         let mine: HashSet<Uuid> =
-            repository::owned_windows(pool, *owner).await?.into_iter().collect();
+            db::patiently(repository::owned_windows(pool, *owner)).await?.into_iter().collect();
         for (uuid, stop) in &self.active {
             if !mine.contains(uuid) {
                 stop.cancel();
@@ -155,8 +157,11 @@ impl Emitting {
         if windows > 0 {
             tracing::info!(windows, "resuming what another process left");
         }
-        for window in repository::windows_of_owner(pool, *owner).await? {
-            self.start(window);
+        let active = |uuid| self.active.iter().any(|(active, _)| active == uuid);
+        if windows > 0 || !mine.iter().all(active) {
+            for window in db::patiently(repository::windows_of_owner(pool, *owner)).await? {
+                self.start(window);
+            }
         }
         Ok(())
     }
@@ -235,11 +240,11 @@ async fn run_publisher(
     stop: &CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(500), LONGEST_PAUSE);
-    let mut announced = window.announced;
+    let mut progress = Progress { announced: window.announced, first_unsent: 0 };
     loop {
         let is_last = all_ticked.is_cancelled();
         let outcome = tokio::select! {
-            outcome = publish_once(payments, &window.plan, &mut announced) => outcome,
+            outcome = publish_once(payments, &window.plan, &mut progress) => outcome,
             () = long_after(stop) => return,
         };
         let shown = outcome.as_ref().map_err(PublishError::advice);
@@ -293,6 +298,16 @@ impl PublishError {
     }
 }
 
+/// How far the publisher of a window has come. Slots are stored in order, so that none before
+/// `first_unsent` can need sending any more.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Whether the announcement is known to be written.
+    pub announced: bool,
+    /// The first slot that may be stored and not sent.
+    pub first_unsent: u32,
+}
+
 /// Announces the window if that is not done, then sends what the audit holds and does not know to
 /// be sent. Answers whether there may be more.
 ///
@@ -302,16 +317,17 @@ impl PublishError {
 pub async fn publish_once(
     payments: &Payments,
     plan: &Plan,
-    announced: &mut bool,
+    progress: &mut Progress,
 ) -> Result<bool, PublishError> {
     let Payments { pool, producer, .. } = payments;
     let uuid = plan.window.uuid;
-    if !*announced {
+    if !progress.announced {
         let id = producer.publish_announcement(&plan.window.to_json()).await?;
         repository::mark_announced(pool, uuid, id).await?;
-        *announced = true;
+        progress.announced = true;
     }
-    let unsent = repository::unsent_ticks(pool, uuid, SENDS_PER_STEP).await?;
+    let reading = repository::unsent_ticks(pool, uuid, progress.first_unsent, SENDS_PER_STEP);
+    let unsent = db::patiently(reading).await?;
     for tick in &unsent {
         let heartbeat = Heartbeat {
             window: plan.window.clone(),
@@ -322,6 +338,7 @@ pub async fn publish_once(
         };
         let id = producer.publish_heartbeat(&heartbeat.to_json()).await?;
         repository::mark_sent(pool, uuid, tick.slot, id, clock::now()).await?;
+        progress.first_unsent = tick.slot + 1;
     }
     Ok(unsent.len() >= SENDS_PER_STEP as usize)
 }

@@ -129,11 +129,12 @@ impl Consumer {
     async fn tend_until_stopped(&self) {
         while shutdown::sleep(self.limits.lease / 4, self.shutdown()).await {
             for source in Source::ALL {
-                if let Err(error) = self.claim_all(source).await {
-                    tracing::warn!(%error, "taking over what others left failed");
-                }
-                if let Err(error) = self.delivery.group.trim(source).await {
-                    tracing::warn!(%error, "deleting what all have acknowledged failed");
+                let tended = match self.claim_all(source).await {
+                    Ok(()) => self.delivery.group.trim(source).await.map(drop),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = tended {
+                    tracing::warn!(%error, "tending the streams failed; it will be tried again");
                 }
             }
         }
@@ -185,8 +186,7 @@ impl Consumer {
         }
         let delivery = Arc::clone(&self.delivery);
         self.deliveries.spawn(async move {
-            delivery.deliver(entries).await;
-            drop(slot);
+            delivery.deliver(entries, slot).await;
         });
     }
 }

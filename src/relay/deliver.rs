@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,10 @@ use crate::stream::{Entry, Group, Source, StreamError, StreamId};
 
 /// Pauses between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
+/// Longest pause before a message is sent again that makes the monitor fail.
+const SUSPECT_PAUSE: Duration = Duration::from_secs(10);
+/// Messages that may wait apart because they make the monitor fail; those beyond hold up reading.
+pub const MAX_SUSPECTS: usize = 1_000;
 /// Pauses between two attempts to settle messages in Redis.
 const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// Attempts after which a batch that makes the monitor fail is cut in two.
@@ -42,6 +47,8 @@ pub struct Delivery {
     pub readiness: Readiness,
     /// Attempts after which a message that alone makes the monitor fail becomes a dead letter.
     pub max_retries: u32,
+    /// Places for messages that make the monitor fail on their own.
+    pub suspects: Arc<Semaphore>,
     /// How many requests the monitor has taken: proof that it works.
     pub passed: AtomicU64,
     /// Told to stop: what is not delivered is handed back.
@@ -54,8 +61,10 @@ struct Job {
     source: Source,
     items: Vec<Item>,
     backoff: Backoff,
-    /// [`Delivery::passed`] when this job first made the monitor fail.
-    passed_before: Option<u64>,
+    /// How often it made the monitor fail, counted only if other messages passed in between.
+    strikes: u32,
+    /// [`Delivery::passed`] at the last of these.
+    passed_before: u64,
     /// When to send it (again).
     due: Instant,
 }
@@ -63,13 +72,19 @@ struct Job {
 impl Job {
     fn new(source: Source, items: Vec<Item>) -> Self {
         let backoff = Backoff::new(PAUSE.0, PAUSE.1);
-        Self { source, items, backoff, passed_before: None, due: Instant::now() }
+        Self { source, items, backoff, strikes: 0, passed_before: 0, due: Instant::now() }
     }
 
-    /// The same again, after a pause that grows, or the longer one that the monitor asks for.
-    fn again(mut self, wait: Option<Duration>) -> Self {
-        let pause = self.backoff.next_delay(rand::random()).max(wait.unwrap_or_default());
-        Self { due: Instant::now() + pause, ..self }
+    /// The same again, after a pause that grows up to `longest`, or the longer one that the monitor
+    /// asks for.
+    fn again(mut self, wait: Option<Duration>, longest: Duration) -> Self {
+        let pause = self.backoff.next_delay(rand::random()).min(longest);
+        Self { due: Instant::now() + pause.max(wait.unwrap_or_default()), ..self }
+    }
+
+    /// Whether it is one message that makes the monitor fail on its own.
+    fn is_suspect(&self) -> bool {
+        self.items.len() == 1 && self.strikes > 0
     }
 
     /// Both halves, each starting over; of a single message the same again.
@@ -96,7 +111,11 @@ enum Settlement<'a> {
 impl Delivery {
     /// Delivers entries, announcements before heartbeats. Ends when each is acknowledged, a dead
     /// letter, or handed back because the relay stops.
-    pub async fn deliver(&self, entries: Vec<Entry>) {
+    ///
+    /// `slot` is let go as soon as nothing is left but messages that make the monitor fail on their
+    /// own: they must not keep others from being read.
+    pub async fn deliver(&self, entries: Vec<Entry>, slot: OwnedSemaphorePermit) {
+        let (mut place, mut is_aside) = (slot, false);
         let mut jobs = Vec::with_capacity(2);
         for source in Source::ALL {
             let items = self.readable(source, &entries).await;
@@ -104,12 +123,30 @@ impl Delivery {
                 jobs.push(Job::new(source, items));
             }
         }
-        while let Some(job) = take_first_due(&mut jobs) {
+        while !jobs.is_empty() {
+            if !is_aside && jobs.iter().all(Job::is_suspect) {
+                (place, is_aside) = self.step_aside(place, jobs.len());
+            }
+            let Some(job) = take_first_due(&mut jobs) else { break };
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => self.give_back(job.source, &job.ids()).await,
                 () = self.gate.turn(job.due) => jobs.extend(self.attempt(job).await),
             }
+        }
+        drop(place);
+    }
+
+    /// Swaps a delivery slot for a place among the suspects, if there is one.
+    fn step_aside(
+        &self,
+        slot: OwnedSemaphorePermit,
+        messages: usize,
+    ) -> (OwnedSemaphorePermit, bool) {
+        let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+        match Arc::clone(&self.suspects).try_acquire_many_owned(messages) {
+            Ok(place) => (place, true),
+            Err(_) => (slot, false),
         }
     }
 
@@ -144,18 +181,22 @@ impl Delivery {
                 _ => job.halves(),
             },
             Answer::OneByOne => job.halves(),
+            Answer::NotForOldMonitors => {
+                let skipped = job.items.iter().map(|_| Ok(())).collect();
+                self.settle(&job, skipped).await;
+                Vec::new()
+            }
             Answer::Failed(reason) => self.after_failure(job, &reason).await,
-            Answer::Unavailable { wait, .. } => vec![job.again(wait)],
-            Answer::Misconfigured(_) => vec![job.again(None)],
+            Answer::Unavailable { wait, .. } => vec![job.again(wait, PAUSE.1)],
+            Answer::Misconfigured(_) => vec![job.again(None, PAUSE.1)],
         }
     }
 
     /// Shows what an answer says about the monitor.
     fn note(&self, answer: &Answer) {
         match answer {
-            Answer::Taken(_) | Answer::Refused(_) | Answer::OneByOne => {
-                self.readiness.works("monitor");
-            }
+            Answer::Taken(_) | Answer::Refused(_) => self.readiness.works("monitor"),
+            Answer::OneByOne | Answer::NotForOldMonitors => (),
             Answer::Failed(reason) | Answer::Unavailable { reason, .. } => {
                 tracing::warn!(reason, "the monitor cannot take messages now; trying again");
                 self.readiness.trouble("monitor", reason);
@@ -167,20 +208,22 @@ impl Delivery {
         }
     }
 
-    /// A batch that makes the monitor fail is cut in two. A message that does so alone, while
-    /// others pass, is given up in the end.
+    /// A batch that makes the monitor fail is cut in two. A message that does so alone, again and
+    /// again while others pass, is given up in the end.
     async fn after_failure(&self, mut job: Job, reason: &str) -> Vec<Job> {
         let passed = self.passed.load(Ordering::Relaxed);
-        let passed_before = *job.passed_before.get_or_insert(passed);
-        let attempts = job.backoff.attempts() + 1;
+        if job.strikes == 0 || passed > job.passed_before {
+            job.strikes += 1;
+            job.passed_before = passed;
+        }
         match job.items.as_slice() {
-            [only] if attempts >= self.max_retries && passed > passed_before => {
-                let reason = format!("{reason}, {attempts} times, while other messages passed");
+            [only] if job.strikes > self.max_retries => {
+                let reason = format!("{reason}, {} times while others passed", self.max_retries);
                 self.dead_letter(job.source, only.id, &reason).await;
                 Vec::new()
             }
-            [_, _, ..] if attempts >= ATTEMPTS_TOGETHER => job.halves(),
-            _ => vec![job.again(None)],
+            [_, _, ..] if job.backoff.attempts() + 1 >= ATTEMPTS_TOGETHER => job.halves(),
+            _ => vec![job.again(None, SUSPECT_PAUSE)],
         }
     }
 

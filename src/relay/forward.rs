@@ -5,7 +5,7 @@
 //! | answer | meaning |
 //! |---|---|
 //! | 2xx with the expected body | taken, or refused item by item |
-//! | 400, 413, 422 | this request cannot be taken: cut it in two; one message alone is refused |
+//! | 400, 413, 422 with a monitor's error | this request cannot be taken: cut it in two; one message alone is refused |
 //! | 500 | the monitor failed, perhaps because of this very message |
 //! | 408, 425, 429, other 5xx, no answer | the monitor cannot take anything now |
 //! | 404, 405 of a newer resource | an old monitor, if it knows the oldest resource |
@@ -43,6 +43,8 @@ pub enum Answer {
     Refused(String),
     /// The monitor takes messages one by one only.
     OneByOne,
+    /// Announcements, which an old monitor does not know: nothing was sent.
+    NotForOldMonitors,
     /// The monitor failed on this request.
     Failed(String),
     /// The monitor cannot take anything now.
@@ -113,7 +115,7 @@ impl Forwarder {
     pub async fn send(&self, source: Source, items: &[Item]) -> Answer {
         let old = self.takes_it_for_old(clock::now());
         match (source, old, items) {
-            (Source::Windows, true, _) => taken_all(items),
+            (Source::Windows, true, _) => Answer::NotForOldMonitors,
             (Source::Heartbeats, true, [only]) => self.send_one(only).await,
             (Source::Heartbeats, true, _) => Answer::OneByOne,
             (_, false, _) => self.send_batch(source, items).await,
@@ -134,6 +136,10 @@ impl Forwarder {
         match response.status() {
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => self.meet_old_monitor().await,
             status if status.is_success() => outcomes(response, items.len()).await,
+            // Whoever says that it is too much: less may pass.
+            StatusCode::PAYLOAD_TOO_LARGE if items.len() > 1 => {
+                Answer::Refused("413 Payload Too Large".to_owned())
+            }
             _ => classify(response).await,
         }
     }
@@ -152,6 +158,10 @@ impl Forwarder {
         let url = self.monitor.join("heartbeats");
         match self.post(url.clone(), "{}".to_owned()).await {
             Ok(response) if response.status() == StatusCode::BAD_REQUEST => {
+                let body = response.bytes().await.unwrap_or_default();
+                if !is_a_monitors_refusal(&body) {
+                    return Answer::Misconfigured(format!("no monitor's answer: {}", shown(&body)));
+                }
                 let until = clock::now().plus(OLD_MONITOR_FOR).micros();
                 self.old_until.store(u64::try_from(until).unwrap_or(0), Ordering::Relaxed);
                 tracing::info!("the monitor takes heartbeats one by one and no announcements");
@@ -175,10 +185,6 @@ impl Forwarder {
     }
 }
 
-fn taken_all(items: &[Item]) -> Answer {
-    Answer::Taken(items.iter().map(|_| Ok(())).collect())
-}
-
 fn no_answer(error: &reqwest::Error) -> Answer {
     let reason = if error.is_timeout() {
         "the monitor did not answer in time".to_owned()
@@ -194,7 +200,7 @@ async fn outcomes(response: Response, expected: usize) -> Answer {
         Err(error) => return no_answer(&error),
     };
     match serde_json::from_slice::<Vec<Outcome>>(&body) {
-        Ok(outcomes) if outcomes.len() == expected => {
+        Ok(outcomes) if outcomes.len() == expected && outcomes.iter().all(Outcome::is_known) => {
             Answer::Taken(outcomes.into_iter().map(Outcome::into_result).collect())
         }
         _ => Answer::Misconfigured(format!("an answer that is no monitor's: {}", shown(&body))),
@@ -202,6 +208,12 @@ async fn outcomes(response: Response, expected: usize) -> Answer {
 }
 
 impl Outcome {
+    /// Whether it is one that we know: what means neither committed nor refused must not be taken
+    /// for either.
+    fn is_known(&self) -> bool {
+        ["recorded", "duplicate", "late", "unscheduled", "rejected"].contains(&&*self.outcome)
+    }
+
     fn into_result(self) -> Result<(), String> {
         match self.outcome.as_str() {
             "rejected" => Err(self.reason.unwrap_or_else(|| "refused without a reason".to_owned())),
@@ -232,11 +244,22 @@ async fn classify(response: Response) -> Answer {
     let body = response.bytes().await.unwrap_or_default();
     let reason = format!("the monitor answered {status}: {}", shown(&body));
     match status.as_u16() {
-        400 | 413 | 422 => Answer::Refused(reason),
+        400 | 413 | 422 if is_a_monitors_refusal(&body) => Answer::Refused(reason),
         500 => Answer::Failed(reason),
         408 | 425 | 429 | 502..=504 | 506..=599 => Answer::Unavailable { reason, wait },
         _ => Answer::Misconfigured(reason),
     }
+}
+
+/// Whether a refusal has the form that monitors give it. Without it something else refuses, such as
+/// a proxy, and that is no fault of the message.
+fn is_a_monitors_refusal(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(rename = "error")]
+        _error: String,
+    }
+    serde_json::from_slice::<Refusal>(body).is_ok()
 }
 
 fn shown(body: &[u8]) -> String {

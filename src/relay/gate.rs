@@ -61,20 +61,22 @@ impl Gate {
     pub fn learn(&self, answer: &Answer) {
         let mut breaker = self.lock();
         let changed = match answer {
-            Answer::Taken(_) | Answer::Refused(_) | Answer::OneByOne => breaker.succeeded(),
+            Answer::Taken(_) | Answer::Refused(_) => breaker.succeeded(),
             Answer::Unavailable { .. } | Answer::Misconfigured(_) => breaker.failed(Instant::now()),
-            // It may be the message's fault, and says that the monitor answers.
-            Answer::Failed(_) => false,
+            // A failure may be the message's fault; the others say nothing of the monitor.
+            Answer::Failed(_) | Answer::OneByOne | Answer::NotForOldMonitors => false,
         };
-        if changed {
-            let is_shut = breaker.is_open();
-            drop(breaker);
-            if is_shut {
-                tracing::warn!("the monitor takes nothing: reading stops until it does");
-            } else {
-                tracing::info!("the monitor takes messages again");
-            }
-            self.is_shut.send_replace(is_shut);
+        if !changed {
+            return;
+        }
+        // Told while the breaker is locked: of two changes, the last is then also told last.
+        let is_shut = breaker.is_open();
+        self.is_shut.send_replace(is_shut);
+        drop(breaker);
+        if is_shut {
+            tracing::warn!("the monitor takes nothing: reading stops until it does");
+        } else {
+            tracing::info!("the monitor takes messages again");
         }
     }
 
@@ -100,6 +102,18 @@ mod tests {
             gate.learn(&away());
         }
         Arc::new(gate)
+    }
+
+    #[test]
+    fn who_waits_is_told_of_the_last_change_last() {
+        for _ in 0..2_000 {
+            let gate = shut();
+            std::thread::scope(|scope| {
+                scope.spawn(|| gate.learn(&Answer::Taken(Vec::new())));
+                scope.spawn(|| (0..3).for_each(|_| gate.learn(&away())));
+            });
+            assert_eq!(*gate.is_shut.borrow(), gate.lock().is_open());
+        }
     }
 
     #[tokio::test(start_paused = true)]

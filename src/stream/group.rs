@@ -9,18 +9,21 @@ use redis::{Cmd, FromRedisValue, RedisError, Value, cmd, pipe};
 use super::{Link, StreamError, StreamId, StreamName};
 use crate::config::RedisUrl;
 
-/// Moves an entry to the dead letters and acknowledges it, both or neither. Copying happens inside
-/// Redis, so that a body of any size does not travel. Does nothing if another consumer has already
-/// acknowledged the entry.
+/// Moves an entry to the dead letters and acknowledges it, both or neither: what fails, fails before
+/// the acknowledgement. Copying happens inside Redis, so that a body of any size does not travel.
+/// Does nothing if another consumer has already acknowledged the entry. `attempts` is how often the
+/// stream gave the entry to a consumer.
 const DEAD_LETTER: &str = r"
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-local letter = {'stream', KEYS[1], 'id', ARGV[2], 'reason', ARGV[3], 'at', ARGV[4], 'consumer', ARGV[5]}
+local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)[1]
+if not held then return 0 end
+local letter = {'stream', KEYS[1], 'id', ARGV[2], 'reason', ARGV[3], 'at', ARGV[4], 'consumer', ARGV[5],
+  'attempts', held[4]}
 local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
 if found[1] then
   for i = 1, math.min(#found[1][2], 200) do letter[#letter + 1] = found[1][2][i] end
 end
 redis.call('XADD', KEYS[2], '*', unpack(letter))
-return 1
+return redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 ";
 
 /// Removes a consumer that holds nothing. One with pending entries stays: removing it would lose
@@ -35,28 +38,29 @@ return 0
 ";
 
 /// Deletes what every group has acknowledged: all that lies before the oldest entry which some group
-/// has pending or has not read. Nothing where there is no group.
+/// has pending, or else the last that it has read. Nothing unless our own group is among them, for
+/// it may have been lost and has then read nothing.
 const TRIM: &str = r"
-local floor
+local function less(a, b)
+  if #a ~= #b then return #a < #b end
+  return a < b
+end
 local function before(a, b)
   local am, as = string.match(a, '(%d+)-(%d+)')
   local bm, bs = string.match(b, '(%d+)-(%d+)')
-  if am ~= bm then return tonumber(am) < tonumber(bm) end
-  return tonumber(as) < tonumber(bs)
+  if am ~= bm then return less(am, bm) end
+  return less(as, bs)
 end
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local floor, ours
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local facts = {}
   for i = 1, #group, 2 do facts[group[i]] = group[i + 1] end
-  local pending = redis.call('XPENDING', KEYS[1], facts['name'])
-  local oldest = pending[2]
-  if not oldest then
-    local ms, sequence = string.match(facts['last-delivered-id'], '(%d+)-(%d+)')
-    oldest = ms .. '-' .. string.format('%.0f', tonumber(sequence) + 1)
-  end
+  ours = ours or facts['name'] == ARGV[1]
+  local oldest = redis.call('XPENDING', KEYS[1], facts['name'])[2] or facts['last-delivered-id']
   if not floor or before(oldest, floor) then floor = oldest end
 end
-if not floor then return 0 end
+if not ours then return 0 end
 return redis.call('XTRIM', KEYS[1], 'MINID', '=', floor)
 ";
 
@@ -253,13 +257,13 @@ impl Group {
         })
     }
 
-    /// Deletes the entries that every group of the stream has acknowledged, so that the stream does
-    /// not grow for ever. Answers how many.
+    /// Deletes the entries that every group of the stream has acknowledged, but for the last, so that
+    /// the stream does not grow for ever. Answers how many.
     ///
     /// # Errors
     /// As for [`Group::renew`].
     pub async fn trim(&self, source: Source) -> Result<u64, StreamError> {
-        let command = cmd("EVAL").arg(TRIM).arg(1).arg(self.key(source)).to_owned();
+        let command = cmd("EVAL").arg(TRIM).arg(1).arg(self.key(source)).arg(&self.name).to_owned();
         self.writer.query(&command).await
     }
 

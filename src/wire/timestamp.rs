@@ -21,8 +21,10 @@ const EARLIEST_MICROS: i64 = 946_684_800_000_000;
 const LATEST_MICROS: i64 = 7_258_118_400_000_000;
 
 /// What Python, Java and JavaScript print, besides RFC 3339.
-const FORMATS_WITH_OFFSET: [&str; 2] = ["%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z"];
-const FORMATS_WITHOUT_OFFSET: [&str; 2] = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
+const FORMATS_WITH_OFFSET: [&str; 3] =
+    ["%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z"];
+const FORMATS_WITHOUT_OFFSET: [&str; 3] =
+    ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M"];
 
 impl Timestamp {
     /// The instant this many microseconds after 1970-01-01T00:00:00Z.
@@ -35,6 +37,13 @@ impl Timestamp {
     #[must_use]
     pub const fn micros(self) -> i64 {
         self.0
+    }
+
+    /// Whether so many microseconds since 1970 lie in the years 2000 to 2199, as [`Self::parse`]
+    /// asks of every time.
+    #[must_use]
+    pub const fn is_usable(micros: i64) -> bool {
+        EARLIEST_MICROS <= micros && micros < LATEST_MICROS
     }
 
     /// Reads ISO 8601 with `Z`, an offset or none (which means UTC), with or without fractions.
@@ -50,7 +59,7 @@ impl Timestamp {
                 WireError::invalid("must be an ISO 8601 time such as 2026-11-21T10:00:00Z")
             })?;
         let micros = instant.timestamp_micros();
-        if (EARLIEST_MICROS..LATEST_MICROS).contains(&micros) {
+        if Self::is_usable(micros) {
             Ok(Self(micros))
         } else {
             Err(WireError::invalid("must be a time in the years 2000 to 2199"))
@@ -142,6 +151,9 @@ mod tests {
             ("2026-11-21T10:00:00+0000", "2026-11-21T10:00:00Z"),
             ("2026-11-21T12:00:00+02", "2026-11-21T10:00:00Z"),
             ("2026-11-21 10:00:00+00:00", "2026-11-21T10:00:00Z"),
+            ("2026-11-21T10:01Z", "2026-11-21T10:01:00Z"),
+            ("2026-11-21T12:01+02:00", "2026-11-21T10:01:00Z"),
+            ("2026-11-21T10:01", "2026-11-21T10:01:00Z"),
         ];
         for (text, expected) in table {
             let parsed = Timestamp::parse(text).map(|timestamp| timestamp.to_string());

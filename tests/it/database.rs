@@ -8,7 +8,7 @@ use heartbeat::payments;
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
-use crate::support::{Ground, heartbeat, pool, window};
+use crate::support::{Ground, Process, Proxy, eventually, get, heartbeat, pool, window};
 
 /// The first system's tables, as its own program made them, with a row in each.
 const FIRST_SYSTEM: &str = "
@@ -130,6 +130,37 @@ async fn a_write_goes_on_when_its_caller_gives_up() {
     }
     let all = windows.iter().map(|window| heartbeat(window, 0)).collect();
     ingest::ingest(&monitor, all, windows[0].from()).await.unwrap();
+}
+
+/// A database host that vanishes without a word must not hold its clients for ever.
+#[tokio::test]
+async fn a_monitor_recovers_when_its_connections_fall_silent() {
+    let ground = Ground::new().await;
+    let at = ground.monitor_tcp_url.split(['@', '/']).find(|part| part.starts_with("127.0.0.1:"));
+    let proxy = Proxy::start(at.unwrap().parse().unwrap()).await;
+    let url = ground.monitor_tcp_url.replace(at.unwrap(), &proxy.address.to_string());
+    let monitor =
+        Process::role("monitor", &["--sweep-interval", "200ms"], &[("DATABASE_URL", &url)]).await;
+    let window = window("payments-a", 50);
+    let client = heartbeat::http::client(Duration::from_secs(15)).unwrap();
+    let post = async |slot| {
+        let beat = heartbeat(&window, slot).to_json();
+        let request = client.post(monitor.url("/api/monitor/heartbeats")).body(beat);
+        request.send().await.is_ok_and(|answer| answer.status().is_success())
+    };
+    assert!(post(0).await);
+    proxy.fall_silent();
+    for slot in 1..20 {
+        eventually("a heartbeat is taken", async || post(slot).await.then_some(())).await;
+    }
+    eventually("it is ready", async || {
+        let ready = get(&monitor.url("/ready")).await.ok()?;
+        ready.status().is_success().then_some(())
+    })
+    .await;
+    proxy.fall_silent();
+    let (status, took) = monitor.terminate().await;
+    assert!(status.success() && took < Duration::from_secs(10), "{status} {took:?}");
 }
 
 /// Two batches that hold the same rows in opposite order must not wait for each other in a circle.

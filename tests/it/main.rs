@@ -14,6 +14,7 @@ mod support;
 mod cli;
 mod compose;
 mod database;
+mod dead_letters;
 mod ingest;
 mod local;
 mod monitor_api;

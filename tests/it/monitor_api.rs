@@ -204,6 +204,7 @@ async fn windows_are_listed_in_pages_and_filtered() {
         ("limit=501", "limit must be from 1 to 500"),
         ("limit=x", "the query cannot be used: limit"),
         ("cursor=x", "cursor must be"),
+        ("cursor=253402300800000000-1", "cursor must be"),
         ("from=yesterday", "from must be an ISO 8601 time"),
         ("colour=red", "the query cannot be used: "),
     ];

@@ -65,9 +65,9 @@ async fn a_tick_is_audited_before_it_is_sent_and_marked_after() {
     assert_eq!(sent_and_not(&payments).await, (0, 10));
     assert!(payloads(&ground, ground.stream.reports()).await.is_empty());
 
-    let mut announced = false;
-    let more = emitter::publish_once(&payments, &plan, &mut announced).await.unwrap();
-    assert!(announced && !more);
+    let mut progress = emitter::Progress::default();
+    let more = emitter::publish_once(&payments, &plan, &mut progress).await.unwrap();
+    assert!(progress.announced && !more);
     assert_eq!(sent_and_not(&payments).await, (9, 1), "the omitted one stays unsent");
     let announcements = payloads(&ground, ground.stream.windows()).await;
     assert_eq!(announcements.len(), 1);
@@ -81,7 +81,7 @@ async fn a_tick_is_audited_before_it_is_sent_and_marked_after() {
     }
     assert_eq!(heartbeats.len(), 9);
 
-    emitter::publish_once(&payments, &plan, &mut announced).await.unwrap();
+    emitter::publish_once(&payments, &plan, &mut progress).await.unwrap();
     assert_eq!(payloads(&ground, ground.stream.reports()).await.len(), 9, "nothing is sent twice");
 }
 
@@ -92,7 +92,7 @@ async fn a_tick_that_is_stored_again_changes_nothing() {
     let plan = opened(&payments).await;
     let due = plan.window.due(0);
     emitter::tick_once(&payments, &plan, 0, due).await.unwrap();
-    emitter::publish_once(&payments, &plan, &mut true).await.unwrap();
+    emitter::publish_once(&payments, &plan, &mut emitter::Progress::default()).await.unwrap();
     let before = sent_and_not(&payments).await;
     emitter::tick_once(&payments, &plan, 0, due.plus_micros(999)).await.unwrap();
     assert_eq!(sent_and_not(&payments).await, before);
@@ -216,6 +216,11 @@ async fn a_live_replicas_window_and_an_old_senders_window_are_left_alone() {
     assert_eq!(owners, [Some(payments.owner.to_string()), None]);
 }
 
+async fn count(payments: &Payments) -> i64 {
+    let windows = "SELECT COUNT(*) FROM report_windows";
+    sqlx::query_scalar(windows).fetch_one(&payments.pool).await.unwrap()
+}
+
 #[tokio::test]
 async fn windows_follow_each_other_without_a_gap_and_replicas_open_each_once() {
     let ground = Ground::new().await;
@@ -229,7 +234,6 @@ async fn windows_follow_each_other_without_a_gap_and_replicas_open_each_once() {
     assert_eq!(open(start).await, Duration::from_secs(55), "the next is opened before this ends");
     let before_the_end = start.plus(Duration::from_secs(56));
     assert_eq!(open(before_the_end).await, Duration::ZERO);
-    // A replica that looked at the same moment draws the same uuid, which stands already.
     let spans: Vec<(chrono::DateTime<chrono::Utc>, chrono::DateTime<chrono::Utc>)> =
         sqlx::query_as("SELECT window_from, window_to FROM report_windows WHERE window_uuid <> ? ORDER BY window_from")
             .bind(asked_for.window.uuid.to_string())
@@ -238,6 +242,20 @@ async fn windows_follow_each_other_without_a_gap_and_replicas_open_each_once() {
             .unwrap();
     assert_eq!(spans.len(), 2);
     assert_eq!(spans[0].1, spans[1].0);
+    // A replica that looks a moment later means the same window, which stands already.
+    let far = start.plus(Duration::from_hours(2));
+    let replica = Payments { owner: Uuid::new_v4(), ..payments.clone() };
+    let (its_emitter, _queue) = Emitter::new(replica.clone());
+    let before = count(&payments).await;
+    open(far).await;
+    sqlx::raw_sql("UPDATE report_windows SET continuous = FALSE")
+        .execute(&payments.pool)
+        .await
+        .unwrap();
+    let a_moment_later = far.plus(Duration::from_millis(3));
+    continuous::open_next(&replica, &its_emitter, length, a_moment_later).await.unwrap();
+    assert_eq!(count(&payments).await, before + 1);
+    sqlx::raw_sql("DELETE FROM report_windows").execute(&payments.pool).await.unwrap();
     let long_after = start.plus(Duration::from_hours(1));
     open(long_after).await;
     let last: chrono::DateTime<chrono::Utc> =

@@ -11,7 +11,8 @@ use heartbeat::config::MonitorUrl;
 use heartbeat::http;
 use heartbeat::monitor::{Monitor, api, latest_windows};
 use heartbeat::relay::forward::{Answer, Forwarder, Item};
-use heartbeat::stream::{Entry, Source, StreamId};
+use heartbeat::stream::{Entry, Group, Link, Source, StreamId};
+use heartbeat::wire::Window;
 use redis::streams::{StreamPendingReply, StreamRangeReply};
 use redis::{AsyncCommands, cmd};
 use serde_json::{Value, json};
@@ -67,6 +68,29 @@ async fn received(monitor: &Monitor) -> u32 {
     windows.iter().map(|window| window.counts.received).sum()
 }
 
+/// Messages that the monitor cannot take, and what each dead letter says.
+fn poison(window: &Window) -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let with =
+        |what: &str, other: &str| heartbeat(window, 0).to_json().replace(what, other).into_bytes();
+    let sql = "x'; DROP TABLE windows; --";
+    let (from, to) = ("2026-11-21T10:00:00Z", "2026-11-21T10:03:20Z");
+    vec![
+        ("payload", b"not json".to_vec(), "not a JSON object"),
+        ("payload", b"[1,2]".to_vec(), "not a JSON object"),
+        ("payload", b"{\"service\":\"\xff\"}".to_vec(), "not a JSON object"),
+        ("payload", b"{\"a\":\"\0\"}".to_vec(), "not a JSON object"),
+        ("payload", b"{}".to_vec(), "missing required fields"),
+        ("payload", b"{\"service\":5}".to_vec(), "service has the wrong type"),
+        ("payload", with("payments-a", &"n".repeat(5_000)), "service must be"),
+        ("payload", with("payments-a", sql), "service must be"),
+        ("payload", with(from, "0001-01-01T00:00:00Z"), "in the years 2000"),
+        ("payload", with(to, "2026-11-21T09:00:00Z"), "must be later"),
+        ("payload", with(to, "2027-03-21T09:00:00Z"), "at most 100000"),
+        ("payload", vec![b'x'; 10 * 1024 * 1024], "not a JSON object"),
+        ("body", b"{}".to_vec(), "no field named payload"),
+    ]
+}
+
 #[tokio::test]
 async fn what_is_committed_is_acknowledged_and_poison_takes_nothing_along() {
     let ground = Ground::new().await;
@@ -74,34 +98,24 @@ async fn what_is_committed_is_acknowledged_and_poison_takes_nothing_along() {
     let window = window("payments-a", 20);
     let mut redis = ground.redis().await;
     let stream = ground.stream.reports();
-    let add = |field: &str, value: &[u8]| {
-        cmd("XADD").arg(stream).arg("*").arg(field).arg(value).to_owned()
-    };
-    let long_name = heartbeat(&window, 0).to_json().replace("payments-a", &"n".repeat(5_000));
-    let poison: Vec<(redis::Cmd, &str)> = vec![
-        (add("payload", b"not json"), "not a JSON object"),
-        (add("payload", b"[1,2]"), "not a JSON object"),
-        (add("payload", b"{\"service\":\"\xff\"}"), "not a JSON object"),
-        (add("payload", b"{\"a\":\"\0\"}"), "not a JSON object"),
-        (add("payload", b"{}"), "missing required fields"),
-        (add("payload", b"{\"service\":5}"), "service has the wrong type"),
-        (add("payload", long_name.as_bytes()), "service must be"),
-        (add("payload", &vec![b'x'; 10 * 1024 * 1024]), "not a JSON object"),
-        (add("body", b"{}"), "no field named payload"),
-    ];
-    for (slot, (poison, _)) in (0..).zip(&poison) {
+    let poison = poison(&window);
+    let bad_announcement = window.to_json().replace("payments-a", "bad name");
+    ground.producer().publish_announcement(&bad_announcement).await.unwrap();
+    for (slot, (name, body, _)) in (0..).zip(&poison) {
         ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
-        poison.query_async::<String>(&mut redis).await.unwrap();
+        let add = cmd("XADD").arg(stream).arg("*").arg(name).arg(body).to_owned();
+        add.query_async::<String>(&mut redis).await.unwrap();
     }
     let relay = Process::relay(&ground, &url, &[]).await;
     let letters = eventually("all are settled", async || {
         let letters = dead_letters(&ground).await;
-        let settled = letters.len() >= poison.len() && pending(&ground).await == 0;
+        let settled = letters.len() > poison.len() && pending(&ground).await == 0;
         settled.then_some(letters)
     })
     .await;
-    assert_eq!(letters.len(), poison.len(), "nothing else is set aside");
-    for (_, expected) in &poison {
+    assert_eq!(letters.len(), poison.len() + 1, "nothing else is set aside");
+    assert!(letters.iter().any(|letter| field(letter, "stream") == ground.stream.windows()));
+    for (_, _, expected) in &poison {
         let found = letters.iter().filter(|letter| field(letter, "reason").contains(expected));
         assert!(found.count() >= 1, "a dead letter says {expected:?}");
     }
@@ -109,9 +123,10 @@ async fn what_is_committed_is_acknowledged_and_poison_takes_nothing_along() {
     assert_eq!(field(first, "stream"), stream);
     assert!(field(first, "id").parse::<StreamId>().is_ok());
     assert!(!field(first, "at").is_empty() && !field(first, "consumer").is_empty());
+    assert_eq!(field(first, "attempts"), "1", "the stream gave it out once");
     let big = letters.iter().any(|letter| field(letter, "payload").len() == 10 * 1024 * 1024);
     assert!(big, "a body is kept whole");
-    assert_eq!(received(&monitor).await, 9);
+    assert_eq!(received(&monitor).await as usize, poison.len());
     let id: String = sqlx::query_scalar("SELECT stream_id FROM events WHERE slot = 0")
         .fetch_one(&monitor.pool)
         .await
@@ -237,13 +252,61 @@ async fn what_every_group_has_acknowledged_is_deleted_and_nothing_else() {
     })
     .await;
     redis.xack::<_, _, _, ()>(stream, "auditors", &ids[4..20]).await.unwrap();
-    eventually("what it has read goes", async || {
-        (first(&mut redis).await.as_ref() == Some(&ids[20])).then_some(())
+    eventually("what it has read goes, but for the last", async || {
+        (first(&mut redis).await.as_ref() == Some(&ids[19])).then_some(())
     })
     .await;
     let rest = ["GROUP", "auditors", "one", "NOACK", "STREAMS", stream, ">"];
     cmd("XREADGROUP").arg(&rest).query_async::<redis::Value>(&mut redis).await.unwrap();
-    eventually("nothing is left", async || first(&mut redis).await.is_none().then_some(())).await;
+    eventually("the last is left", async || {
+        (first(&mut redis).await.as_ref() == Some(&ids[29])).then_some(())
+    })
+    .await;
+}
+
+/// A group that is lost has read nothing, whatever others have acknowledged.
+#[tokio::test]
+async fn nothing_is_deleted_while_the_relays_group_is_gone() {
+    let ground = Ground::new().await;
+    let mut redis = ground.redis().await;
+    let stream = ground.stream.reports();
+    for slot in 0..3 {
+        let beat = heartbeat(&window("payments-a", 3), slot).to_json();
+        ground.producer().publish_heartbeat(&beat).await.unwrap();
+    }
+    let other = ["CREATE", stream, "auditors", "$"];
+    cmd("XGROUP").arg(&other).query_async::<()>(&mut redis).await.unwrap();
+    let group = group(&ground);
+    assert_eq!(group.trim(Source::Heartbeats).await.unwrap(), 0);
+    group.create().await.unwrap();
+    assert_eq!(group.trim(Source::Heartbeats).await.unwrap(), 0, "it has read nothing yet");
+    group.read_new(10).await.unwrap();
+    assert_eq!(group.trim(Source::Heartbeats).await.unwrap(), 0, "all are pending");
+}
+
+/// A message that cannot be set aside stays where it is.
+#[tokio::test]
+async fn setting_aside_and_acknowledging_happen_both_or_neither() {
+    let ground = Ground::new().await;
+    let mut redis = ground.redis().await;
+    redis.set::<_, _, ()>(ground.stream.dead(), "no stream").await.unwrap();
+    ground.producer().publish_heartbeat("poison").await.unwrap();
+    let group = group(&ground);
+    group.create().await.unwrap();
+    let id = group.read_new(10).await.unwrap()[0].id;
+    assert!(group.dead_letter(Source::Heartbeats, id, "why", "now").await.is_err());
+    assert_eq!(pending(&ground).await, 1);
+    redis.del::<_, ()>(ground.stream.dead()).await.unwrap();
+    group.dead_letter(Source::Heartbeats, id, "why", "now").await.unwrap();
+    group.dead_letter(Source::Heartbeats, id, "again", "now").await.unwrap();
+    assert_eq!((pending(&ground).await, dead_letters(&ground).await.len()), (0, 1));
+}
+
+fn group(ground: &Ground) -> Group {
+    let link = Arc::new(Link::new(&ground.redis).unwrap());
+    let names = ("monitor-queue-group".to_owned(), "me".to_owned());
+    let block = Duration::from_millis(100);
+    Group::new(&ground.redis, link, ground.stream.clone(), names, block).unwrap()
 }
 
 /// A monitor as it was before batches and announcements.
@@ -259,7 +322,9 @@ fn old_answer(seen: &std::sync::Mutex<Vec<Value>>, body: &str) -> Response {
             let answer = json!({"error": "missing required fields", "fields": ["service"]});
             (StatusCode::BAD_REQUEST, Json(answer)).into_response()
         }
-        Some("payments-x") => (StatusCode::BAD_REQUEST, "no such service").into_response(),
+        Some("payments-x") => {
+            (StatusCode::BAD_REQUEST, Json(json!({"error": "no such service"}))).into_response()
+        }
         Some(_) => {
             let answer = json!({"heartbeat": {"id": 1}, "window": {}});
             seen.lock().unwrap().push(body);
@@ -342,7 +407,7 @@ async fn a_message_that_alone_makes_the_monitor_fail_is_given_up_in_the_end() {
     })
     .await;
     assert!(field(&letters[0], "payload").contains("payments-x"));
-    assert!(field(&letters[0], "reason").contains("2 times, while other messages passed"));
+    assert!(field(&letters[0], "reason").contains("2 times while others passed"));
 }
 
 async fn answer_to(template: ResponseTemplate, items: usize) -> Answer {
@@ -365,7 +430,7 @@ fn kind(answer: &Answer) -> &'static str {
     match answer {
         Answer::Taken(_) => "taken",
         Answer::Refused(_) => "refused",
-        Answer::OneByOne => "one by one",
+        Answer::OneByOne | Answer::NotForOldMonitors => "old",
         Answer::Failed(_) => "failed",
         Answer::Unavailable { .. } => "unavailable",
         Answer::Misconfigured(_) => "misconfigured",
@@ -382,14 +447,26 @@ async fn each_answer_of_a_monitor_has_its_meaning() {
     ];
     for (meaning, statuses) in expected {
         for status in statuses {
-            let answer = answer_to(ResponseTemplate::new(*status), 2).await;
-            assert_eq!(kind(&answer), meaning, "{status}");
+            let template = ResponseTemplate::new(*status).set_body_json(json!({"error": "why"}));
+            assert_eq!(kind(&answer_to(template, 2).await), meaning, "{status}");
         }
     }
+    // What refuses in another form is no monitor, and refuses whatever it is sent.
+    for status in [400, 413, 422] {
+        let answer = answer_to(ResponseTemplate::new(status).set_body_string("<html>"), 1).await;
+        assert_eq!(kind(&answer), "misconfigured", "{status}");
+    }
+    assert_eq!(kind(&answer_to(ResponseTemplate::new(413), 2).await), "refused");
     let ok = |body: Value| answer_to(ResponseTemplate::new(200).set_body_json(body), 2);
     let both = ok(json!([{"outcome": "late"}, {"outcome": "rejected", "reason": "why"}])).await;
     assert_eq!(both, Answer::Taken(vec![Ok(()), Err("why".to_owned())]));
-    for body in [json!([]), json!([{"outcome": "recorded"}]), json!({"ok": true}), json!("hello")] {
+    for body in [
+        json!([]),
+        json!([{"outcome": "recorded"}]),
+        json!([{"outcome": "deferred"}, {"outcome": "late"}]),
+        json!({"ok": true}),
+        json!("hello"),
+    ] {
         assert_eq!(kind(&ok(body.clone()).await), "misconfigured", "{body}");
     }
     let slow = ResponseTemplate::new(200).set_delay(Duration::from_secs(2));

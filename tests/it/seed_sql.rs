@@ -75,7 +75,7 @@ async fn carry_out(payments: &Payments, monitor: &Monitor) -> Plan {
             sent.push(Heartbeat { window, status, timestamp: due, slot, stream_id: None });
         }
     }
-    emitter::publish_once(payments, &plan, &mut false).await.unwrap();
+    emitter::publish_once(payments, &plan, &mut emitter::Progress::default()).await.unwrap();
     ingest::ingest(monitor, sent, from).await.unwrap();
     let over = plan.window.ends_at().plus(Duration::from_mins(1));
     sweep::sweep_all(monitor, over).await.unwrap();

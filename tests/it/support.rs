@@ -2,10 +2,12 @@
 
 mod ground;
 mod process;
+mod proxy;
 mod servers;
 
 pub use ground::{Ground, pool};
 pub use process::{Process, free_address, run};
+pub use proxy::Proxy;
 pub use servers::shared;
 
 use std::time::{Duration, Instant};

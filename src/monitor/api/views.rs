@@ -124,7 +124,9 @@ impl FromStr for Position {
     fn from_str(text: &str) -> Result<Self, String> {
         let (from, id) = text.split_once('-').unwrap_or_default();
         match (from.parse(), id.parse()) {
-            (Ok(micros), Ok(id)) => Ok(Self { from: Timestamp::from_micros(micros), id }),
+            (Ok(micros), Ok(id)) if Timestamp::is_usable(micros) => {
+                Ok(Self { from: Timestamp::from_micros(micros), id })
+            }
             _ => Err("must be the `next` of an earlier answer".to_owned()),
         }
     }

@@ -70,6 +70,20 @@ pub(in crate::monitor) async fn insert_windows(
     Ok(())
 }
 
+/// How many windows of a service are open.
+pub(in crate::monitor) async fn open_windows(
+    pool: &MySqlPool,
+    service: &ServiceName,
+) -> Result<u64, db::Error> {
+    let open: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM windows WHERE service_name = ? AND status = 'OPEN'",
+    )
+    .bind(service.as_str())
+    .fetch_one(pool)
+    .await?;
+    Ok(open.unsigned_abs())
+}
+
 /// Windows by their uuid, without counts of open ones.
 pub(in crate::monitor) async fn windows_by_uuid(
     pool: &MySqlPool,
@@ -162,7 +176,11 @@ pub(in crate::monitor) async fn claim_due(
     let mut claimed = Vec::with_capacity(rows.len());
     let mut slots = 0_u32;
     for row in &rows {
-        let window = stored(row)?;
+        // One row that cannot be read must not keep the others open.
+        let Ok(window) = stored(row).inspect_err(|error| tracing::error!(%error, "not closed"))
+        else {
+            continue;
+        };
         slots = slots.saturating_add(window.window.slots());
         if slots > max_slots && !claimed.is_empty() {
             break;

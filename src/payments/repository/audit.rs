@@ -74,17 +74,19 @@ pub(in crate::payments) async fn insert_tick(
     .map(drop)
 }
 
-/// Ticks of a window that are stored and not known to be sent, in order.
+/// Ticks of a window from a slot on that are stored and not known to be sent, in order.
 pub(in crate::payments) async fn unsent_ticks(
     pool: &MySqlPool,
     window: Uuid,
+    from_slot: u32,
     limit: u32,
 ) -> Result<Vec<UnsentTick>, db::Error> {
     let rows = sqlx::query(
         "SELECT slot, status, timestamp FROM report_audit WHERE window_uuid = ? \
-         AND slot IS NOT NULL AND NOT sent_to_queue AND status <> ? ORDER BY slot LIMIT ?",
+         AND slot >= ? AND NOT sent_to_queue AND status <> ? ORDER BY slot LIMIT ?",
     )
     .bind(window.to_string())
+    .bind(from_slot)
     .bind(OMITTED)
     .bind(limit)
     .fetch_all(pool)

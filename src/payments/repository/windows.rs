@@ -131,7 +131,7 @@ pub(in crate::payments) async fn claim_windows(
         "claim windows",
         "UPDATE report_windows SET owner = ?, \
          leased_until = UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND \
-         WHERE service = ? AND finished_at IS NULL AND plan IS NOT NULL \
+         WHERE service = ? AND finished_at IS NULL AND tick_us > 0 \
          AND (leased_until IS NULL OR leased_until < UTC_TIMESTAMP(6)) \
          ORDER BY window_from LIMIT ?",
         vec![
@@ -157,7 +157,11 @@ pub(in crate::payments) async fn windows_of_owner(
     .bind(owner.to_string())
     .fetch_all(pool)
     .await?;
-    rows.iter().map(planned).collect()
+    // One row that cannot be read must not keep the others from being carried out.
+    let readable = rows.iter().filter_map(|row| {
+        planned(row).inspect_err(|error| tracing::error!(%error, "a window cannot be read")).ok()
+    });
+    Ok(readable.collect())
 }
 
 /// Hands an owner's windows back.
