@@ -1,99 +1,29 @@
 //! HTTP as every role serves it: one shape of errors, bounded bodies, health and readiness, and a
 //! stop that waits for requests in flight but not for ever.
 
+mod serve;
+
 use std::collections::BTreeMap;
-use std::future::IntoFuture;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::RETRY_AFTER;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::trace::TraceLayer;
 use uuid::Uuid;
 
+pub use self::serve::{bind, serve};
 use crate::db;
 use crate::wire::WireError;
 
-/// How long requests in flight may take once the process was told to stop.
-const DRAIN: Duration = Duration::from_secs(5);
-/// How long any request may take: what it waits for may never come.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a client is told to wait before it asks again, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
-
-/// Opens a listening socket.
-///
-/// # Errors
-/// A sentence that names the address and who wanted it, such as "the monitor".
-pub async fn bind(address: SocketAddr, who: &str) -> anyhow::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(listener),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
-            "{address} is in use, so {who} cannot listen there: stop what uses port {}, or choose \
-             another address",
-            address.port()
-        ),
-        Err(error) => Err(error).with_context(|| format!("{who} cannot listen on {address}")),
-    }
-}
-
-/// Serves until the token is cancelled, then lets requests in flight end.
-///
-/// `max_body_bytes` bounds every request's body.
-///
-/// # Errors
-/// When the socket fails.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    max_body_bytes: usize,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let router = router
-        .fallback(|| async { ApiError::not_found("there is nothing at this path") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
-        })
-        .layer(DefaultBodyLimit::max(max_body_bytes))
-        .layer(middleware::from_fn(within_time))
-        .layer(CatchPanicLayer::custom(|_| {
-            ApiError::internal("a request panicked").into_response()
-        }))
-        .layer(TraceLayer::new_for_http().on_failure(()));
-    let told = shutdown.clone();
-    let serving = axum::serve(listener, router)
-        .with_graceful_shutdown(async move { told.cancelled().await })
-        .into_future();
-    let overdue = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        ended = serving => ended.context("serving HTTP"),
-        () = overdue => Ok(()),
-    }
-}
-
-/// Gives up on a request that takes too long, be it that its body does not come or that a server of
-/// ours does not answer. What it has begun to write is written all the same.
-async fn within_time(request: Request, next: Next) -> Response {
-    let answer = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
-    answer
-        .unwrap_or_else(|_| ApiError::unavailable("this took too long; try again").into_response())
-}
 
 /// A client that follows nothing, repeats nothing and asks no proxy: each would hide what happened.
 ///

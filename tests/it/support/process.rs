@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -11,9 +12,16 @@ use tokio::process::{Child, Command};
 
 use super::{Ground, eventually, get};
 
-/// An address of this host that nobody listens on.
+/// An address of this host that nobody listens on. Its port is below those that the system hands to
+/// outgoing connections, so that none of these takes it before it is used.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = 10_000 + std::process::id() % 200 * 100;
+    std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed))
+        .map(|port| format!("127.0.0.1:{port}"))
+        .find(|address| TcpListener::bind(address).is_ok())
+        .and_then(|address| address.parse().ok())
+        .expect("a free port")
 }
 
 /// A running `heartbeat`, killed when dropped.
