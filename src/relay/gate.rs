@@ -13,43 +13,43 @@ use super::forward::Answer;
 use crate::retry::breaker::{Breaker, Permit};
 
 /// A circuit breaker that deliveries wait at.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Gate {
     breaker: Mutex<Breaker>,
-    is_shut: watch::Sender<bool>,
+    state: watch::Sender<State>,
 }
 
-impl Default for Gate {
-    fn default() -> Self {
-        Self { breaker: Mutex::default(), is_shut: watch::Sender::new(false) }
-    }
+/// What those who wait are told.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    is_shut: bool,
+    /// How often the gate was opened, so that nobody misses an opening that did not last.
+    openings: u64,
 }
 
 impl Gate {
     /// Waits until the monitor answers. For those who take new work.
     pub async fn opened(&self) {
         // An error would mean that the sender is gone, and it is part of this gate.
-        self.is_shut.subscribe().wait_for(|is_shut| !is_shut).await.ok();
+        self.state.subscribe().wait_for(|state| !state.is_shut).await.ok();
     }
 
     /// Waits for a delivery's turn: until it is due, or the gate opens again, or the gate lets it
     /// through as a probe.
     pub async fn turn(&self, due: Instant) {
-        let mut changes = self.is_shut.subscribe();
-        changes.mark_unchanged();
+        let mut changes = self.state.subscribe();
+        let openings = changes.borrow_and_update().openings;
         loop {
-            let permit = self.lock().permit(Instant::now());
-            let until = match permit {
+            let until = match self.lock().permit(Instant::now()) {
                 Permit::Probe => return,
                 Permit::Call if due <= Instant::now() => return,
                 Permit::Call => due,
                 Permit::Wait(until) => until,
             };
-            let was_shut = *changes.borrow_and_update();
             tokio::select! {
                 () = sleep_until(until) => (),
-                outcome = changes.changed() => {
-                    if outcome.is_ok() && was_shut {
+                _ = changes.changed() => {
+                    if changes.borrow_and_update().openings > openings {
                         return;
                     }
                 }
@@ -71,7 +71,10 @@ impl Gate {
         }
         // Told while the breaker is locked: of two changes, the last is then also told last.
         let is_shut = breaker.is_open();
-        self.is_shut.send_replace(is_shut);
+        self.state.send_modify(|state| {
+            state.is_shut = is_shut;
+            state.openings += u64::from(!is_shut);
+        });
         drop(breaker);
         if is_shut {
             tracing::warn!("the monitor takes nothing: reading stops until it does");
@@ -112,7 +115,7 @@ mod tests {
                 scope.spawn(|| gate.learn(&Answer::Taken(Vec::new())));
                 scope.spawn(|| (0..3).for_each(|_| gate.learn(&away())));
             });
-            assert_eq!(*gate.is_shut.borrow(), gate.lock().is_open());
+            assert_eq!(gate.state.borrow().is_shut, gate.lock().is_open());
         }
     }
 
