@@ -7,20 +7,16 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use heartbeat::config::MonitorUrl;
 use heartbeat::http;
-use heartbeat::monitor::{Monitor, api, latest_windows};
-use heartbeat::relay::forward::{Answer, Forwarder, Item};
-use heartbeat::stream::{Entry, Group, Link, Source, StreamId};
+use heartbeat::monitor::{Monitor, api};
+use heartbeat::stream::StreamId;
 use heartbeat::wire::Window;
 use redis::streams::{StreamPendingReply, StreamRangeReply};
 use redis::{AsyncCommands, cmd};
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use wiremock::matchers::any;
-use wiremock::{Mock, MockServer, ResponseTemplate};
 
-use crate::support::{Ground, Process, eventually, get, heartbeat, window};
+use crate::support::{Ground, Process, eventually, get, heartbeat, pending, received, window};
 
 /// Options that make a relay notice a dead one soon.
 const QUICK: [&str; 4] = ["--lease", "1s", "--http-timeout", "300ms"];
@@ -40,13 +36,6 @@ async fn monitor(ground: &Ground) -> (Monitor, String, DropGuard) {
     (monitor, url, stop)
 }
 
-async fn pending(ground: &Ground) -> usize {
-    let group = "monitor-queue-group";
-    let reply: StreamPendingReply =
-        ground.redis().await.xpending(ground.stream.reports(), group).await.unwrap();
-    reply.count()
-}
-
 /// The dead letters' fields by name.
 async fn dead_letters(ground: &Ground) -> Vec<Vec<(String, Vec<u8>)>> {
     let reply: StreamRangeReply =
@@ -61,11 +50,6 @@ async fn dead_letters(ground: &Ground) -> Vec<Vec<(String, Vec<u8>)>> {
 fn field(letter: &[(String, Vec<u8>)], name: &str) -> String {
     let value = letter.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone());
     String::from_utf8_lossy(&value.unwrap_or_default()).into_owned()
-}
-
-async fn received(monitor: &Monitor) -> u32 {
-    let windows = latest_windows(&monitor.pool, 100).await.unwrap();
-    windows.iter().map(|window| window.counts.received).sum()
 }
 
 /// Messages that the monitor cannot take, and what each dead letter says.
@@ -221,94 +205,6 @@ async fn a_monitor_that_is_away_costs_nothing_but_time() {
     assert!(dead_letters(&ground).await.is_empty());
 }
 
-#[tokio::test]
-async fn what_every_group_has_acknowledged_is_deleted_and_nothing_else() {
-    let ground = Ground::new().await;
-    let (monitor, url, _stop) = monitor(&ground).await;
-    let mut redis = ground.redis().await;
-    let stream = ground.stream.reports();
-    let other = ["CREATE", stream, "auditors", "0", "MKSTREAM"];
-    cmd("XGROUP").arg(&other).query_async::<()>(&mut redis).await.unwrap();
-    let window = window("payments-a", 30);
-    for slot in 0..30 {
-        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
-    }
-    let _relay = Process::relay(&ground, &url, &QUICK).await;
-    eventually("all arrive", async || (received(&monitor).await == 30).then_some(())).await;
-    let read = ["GROUP", "auditors", "one", "COUNT", "20", "STREAMS", stream, ">"];
-    cmd("XREADGROUP").arg(&read).query_async::<redis::Value>(&mut redis).await.unwrap();
-    let all: StreamRangeReply = redis.xrange_all(stream).await.unwrap();
-    let ids: Vec<String> = all.ids.iter().map(|entry| entry.id.clone()).collect();
-    assert_eq!(ids.len(), 30, "the other group has acknowledged none");
-    // It acknowledges its first ten but the fifth: what is before the fifth may go.
-    let acknowledged: Vec<&String> = ids[..10].iter().filter(|id| **id != ids[4]).collect();
-    redis.xack::<_, _, _, ()>(stream, "auditors", &acknowledged).await.unwrap();
-    let first = async |redis: &mut redis::aio::MultiplexedConnection| {
-        let left: StreamRangeReply = redis.xrange_count(stream, "-", "+", 1).await.unwrap();
-        left.ids.first().map(|entry| entry.id.clone())
-    };
-    eventually("the first four go", async || {
-        (first(&mut redis).await.as_ref() == Some(&ids[4])).then_some(())
-    })
-    .await;
-    redis.xack::<_, _, _, ()>(stream, "auditors", &ids[4..20]).await.unwrap();
-    eventually("what it has read goes, but for the last", async || {
-        (first(&mut redis).await.as_ref() == Some(&ids[19])).then_some(())
-    })
-    .await;
-    let rest = ["GROUP", "auditors", "one", "NOACK", "STREAMS", stream, ">"];
-    cmd("XREADGROUP").arg(&rest).query_async::<redis::Value>(&mut redis).await.unwrap();
-    eventually("the last is left", async || {
-        (first(&mut redis).await.as_ref() == Some(&ids[29])).then_some(())
-    })
-    .await;
-}
-
-/// A group that is lost has read nothing, whatever others have acknowledged.
-#[tokio::test]
-async fn nothing_is_deleted_while_the_relays_group_is_gone() {
-    let ground = Ground::new().await;
-    let mut redis = ground.redis().await;
-    let stream = ground.stream.reports();
-    for slot in 0..3 {
-        let beat = heartbeat(&window("payments-a", 3), slot).to_json();
-        ground.producer().publish_heartbeat(&beat).await.unwrap();
-    }
-    let other = ["CREATE", stream, "auditors", "$"];
-    cmd("XGROUP").arg(&other).query_async::<()>(&mut redis).await.unwrap();
-    let group = group(&ground);
-    assert_eq!(group.trim(Source::Heartbeats).await.unwrap(), 0);
-    group.create().await.unwrap();
-    assert_eq!(group.trim(Source::Heartbeats).await.unwrap(), 0, "it has read nothing yet");
-    group.read_new(10).await.unwrap();
-    assert_eq!(group.trim(Source::Heartbeats).await.unwrap(), 0, "all are pending");
-}
-
-/// A message that cannot be set aside stays where it is.
-#[tokio::test]
-async fn setting_aside_and_acknowledging_happen_both_or_neither() {
-    let ground = Ground::new().await;
-    let mut redis = ground.redis().await;
-    redis.set::<_, _, ()>(ground.stream.dead(), "no stream").await.unwrap();
-    ground.producer().publish_heartbeat("poison").await.unwrap();
-    let group = group(&ground);
-    group.create().await.unwrap();
-    let id = group.read_new(10).await.unwrap()[0].id;
-    assert!(group.dead_letter(Source::Heartbeats, id, "why", "now").await.is_err());
-    assert_eq!(pending(&ground).await, 1);
-    redis.del::<_, ()>(ground.stream.dead()).await.unwrap();
-    group.dead_letter(Source::Heartbeats, id, "why", "now").await.unwrap();
-    group.dead_letter(Source::Heartbeats, id, "again", "now").await.unwrap();
-    assert_eq!((pending(&ground).await, dead_letters(&ground).await.len()), (0, 1));
-}
-
-fn group(ground: &Ground) -> Group {
-    let link = Arc::new(Link::new(&ground.redis).unwrap());
-    let names = ("monitor-queue-group".to_owned(), "me".to_owned());
-    let block = Duration::from_millis(100);
-    Group::new(&ground.redis, link, ground.stream.clone(), names, block).unwrap()
-}
-
 /// A monitor as it was before batches and announcements.
 fn old_monitor(seen: Arc<std::sync::Mutex<Vec<Value>>>) -> Router {
     let take = move |body: String| async move { old_answer(&seen, &body) };
@@ -408,76 +304,4 @@ async fn a_message_that_alone_makes_the_monitor_fail_is_given_up_in_the_end() {
     .await;
     assert!(field(&letters[0], "payload").contains("payments-x"));
     assert!(field(&letters[0], "reason").contains("2 times while others passed"));
-}
-
-async fn answer_to(template: ResponseTemplate, items: usize) -> Answer {
-    let server = MockServer::start().await;
-    Mock::given(any()).respond_with(template).mount(&server).await;
-    let monitor: MonitorUrl = server.uri().parse().unwrap();
-    let forwarder = Forwarder::new(monitor, Duration::from_millis(300)).unwrap();
-    let window = window("payments-a", 5);
-    let items: Vec<Item> = (0..items)
-        .map(|number| {
-            let id = StreamId { millis: number as u64, sequence: 0 };
-            let payload = heartbeat(&window, 0).to_json().into_bytes();
-            Item::read(&Entry { source: Source::Heartbeats, id, payload: Some(payload) }).unwrap()
-        })
-        .collect();
-    forwarder.send(Source::Heartbeats, &items).await
-}
-
-fn kind(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::Taken(_) => "taken",
-        Answer::Refused(_) => "refused",
-        Answer::OneByOne | Answer::NotForOldMonitors => "old",
-        Answer::Failed(_) => "failed",
-        Answer::Unavailable { .. } => "unavailable",
-        Answer::Misconfigured(_) => "misconfigured",
-    }
-}
-
-#[tokio::test]
-async fn each_answer_of_a_monitor_has_its_meaning() {
-    let expected = [
-        ("refused", &[400, 413, 422][..]),
-        ("failed", &[500]),
-        ("unavailable", &[408, 425, 429, 502, 503, 504, 507]),
-        ("misconfigured", &[301, 302, 307, 401, 403, 404, 405, 407, 409, 410, 415, 421, 501, 505]),
-    ];
-    for (meaning, statuses) in expected {
-        for status in statuses {
-            let template = ResponseTemplate::new(*status).set_body_json(json!({"error": "why"}));
-            assert_eq!(kind(&answer_to(template, 2).await), meaning, "{status}");
-        }
-    }
-    // What refuses in another form is no monitor, and refuses whatever it is sent.
-    for status in [400, 413, 422] {
-        let answer = answer_to(ResponseTemplate::new(status).set_body_string("<html>"), 1).await;
-        assert_eq!(kind(&answer), "misconfigured", "{status}");
-    }
-    assert_eq!(kind(&answer_to(ResponseTemplate::new(413), 2).await), "refused");
-    let ok = |body: Value| answer_to(ResponseTemplate::new(200).set_body_json(body), 2);
-    let both = ok(json!([{"outcome": "late"}, {"outcome": "rejected", "reason": "why"}])).await;
-    assert_eq!(both, Answer::Taken(vec![Ok(()), Err("why".to_owned())]));
-    for body in [
-        json!([]),
-        json!([{"outcome": "recorded"}]),
-        json!([{"outcome": "deferred"}, {"outcome": "late"}]),
-        json!({"ok": true}),
-        json!("hello"),
-    ] {
-        assert_eq!(kind(&ok(body.clone()).await), "misconfigured", "{body}");
-    }
-    let slow = ResponseTemplate::new(200).set_delay(Duration::from_secs(2));
-    assert_eq!(kind(&answer_to(slow, 2).await), "unavailable");
-    let wait = |seconds: &str| {
-        answer_to(ResponseTemplate::new(503).insert_header("retry-after", seconds), 1)
-    };
-    let waits =
-        [wait("7").await, wait("86400").await, wait("soon").await].map(|answer| match answer {
-            Answer::Unavailable { wait, .. } => wait,
-            other => panic!("{other:?}"),
-        });
-    assert_eq!(waits, [Some(Duration::from_secs(7)), Some(Duration::from_mins(1)), None]);
 }

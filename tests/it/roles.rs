@@ -3,32 +3,18 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use heartbeat::monitor::latest_windows;
 use heartbeat::monitor::window::{Counts, WindowStatus};
-use heartbeat::monitor::{Monitor, latest_windows};
 use heartbeat::wire::Heartbeat;
 use redis::AsyncCommands;
-use redis::streams::StreamPendingReply;
 use serde_json::{Value, json};
 
-use crate::support::{Ground, Process, answer, eventually, free_address, get, heartbeat, window};
+use crate::support::{
+    Ground, Process, answer, eventually, free_address, get, heartbeat, pending, received, window,
+};
 
 /// A role must have stopped by then, and well before its own deadline of 10 s.
 const SOON: Duration = Duration::from_secs(9);
-
-async fn received(monitor: &Monitor) -> u32 {
-    let windows = latest_windows(&monitor.pool, 100).await.unwrap();
-    windows.iter().map(|window| window.counts.received).sum()
-}
-
-async fn pending(ground: &Ground) -> usize {
-    let reply: StreamPendingReply = ground
-        .redis()
-        .await
-        .xpending(ground.stream.reports(), "monitor-queue-group")
-        .await
-        .unwrap();
-    reply.count()
-}
 
 /// Entries that the group has not read.
 async fn unread(ground: &Ground) -> u32 {
@@ -113,7 +99,11 @@ async fn a_relay_that_is_killed_or_told_to_stop_hands_on_what_it_holds() {
     eventually("it holds them", held).await;
     killed.kill().await;
     let stopped = Process::relay(&ground, &monitor_url, &name).await;
-    eventually("it holds them again", held).await;
+    eventually("it works on them again", async || {
+        let ready = get(&stopped.url("/ready")).await.ok()?.text().await.ok()?;
+        ready.contains("the monitor cannot be reached").then_some(())
+    })
+    .await;
     let (status, took) = stopped.terminate().await;
     assert!(status.success() && took < SOON, "{status} {took:?}");
     assert_eq!(pending(&ground).await, 20, "nothing is acknowledged that nobody took");

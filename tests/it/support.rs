@@ -12,7 +12,10 @@ pub use servers::shared;
 
 use std::time::{Duration, Instant};
 
+use heartbeat::monitor::{Monitor, latest_windows};
 use heartbeat::wire::{Heartbeat, Rates, Status, Tick, Timestamp, Window};
+use redis::AsyncCommands;
+use redis::streams::StreamPendingReply;
 use reqwest::StatusCode;
 use serde_json::Value;
 use uuid::Uuid;
@@ -54,6 +57,20 @@ pub async fn answer(response: reqwest::Response) -> (StatusCode, Value) {
 /// Asks for a page.
 pub async fn get(url: &str) -> reqwest::Result<reqwest::Response> {
     heartbeat::http::client(Duration::from_secs(10))?.get(url).send().await
+}
+
+/// How many distinct heartbeats a monitor has received, over all windows.
+pub async fn received(monitor: &Monitor) -> u32 {
+    let windows = latest_windows(&monitor.pool, 100).await.unwrap();
+    windows.iter().map(|window| window.counts.received).sum()
+}
+
+/// How many heartbeats the relays' group has read and not acknowledged.
+pub async fn pending(ground: &Ground) -> usize {
+    let group = "monitor-queue-group";
+    let reply: StreamPendingReply =
+        ground.redis().await.xpending(ground.stream.reports(), group).await.unwrap();
+    reply.count()
 }
 
 /// Waits until something holds, looking again and again.
