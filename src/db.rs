@@ -37,6 +37,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one attempt at a transaction, or one answer to a question, may take. A host that
 /// vanishes without a word would otherwise be waited for until the end of days.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one attempt may take that writes very many rows.
+const LONG_PATIENCE: Duration = Duration::from_mins(1);
 /// How long closing all connections may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How often a transaction is tried that lost a deadlock or met a read-only server.
@@ -204,6 +206,8 @@ pub async fn migrate(
 async fn migrate_alone(pool: &MySqlPool, schema: &'static Migrator) -> anyhow::Result<()> {
     const NAME: &str = "CONCAT('heartbeat schema ', DATABASE())";
     let mut connection = pool.acquire().await?;
+    // It says nothing while the schema changes, for as long as that takes, and must keep the lock.
+    sqlx::raw_sql("SET SESSION wait_timeout = 86400").execute(&mut *connection).await?;
     let lock =
         sqlx::AssertSqlSafe(format!("SELECT GET_LOCK({NAME}, {MIGRATION_PATIENCE_SECONDS})"));
     let locked: Option<i64> = sqlx::query_scalar(lock).fetch_one(&mut *connection).await?;
@@ -248,11 +252,40 @@ where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>> + Send + Sync + 'static,
 {
+    run_to_its_end(pool, name, PATIENCE, body).await
+}
+
+/// The same for a transaction that may write very many rows and takes its time.
+///
+/// # Errors
+/// As for [`transaction`].
+pub async fn long_transaction<T, F>(
+    pool: &MySqlPool,
+    name: &'static str,
+    body: F,
+) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: for<'c> Fn(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>> + Send + Sync + 'static,
+{
+    run_to_its_end(pool, name, LONG_PATIENCE, body).await
+}
+
+async fn run_to_its_end<T, F>(
+    pool: &MySqlPool,
+    name: &'static str,
+    patience: Duration,
+    body: F,
+) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: for<'c> Fn(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>> + Send + Sync + 'static,
+{
     let pool = pool.clone();
     let task = tokio::spawn(async move {
         let mut attempt = 1;
         loop {
-            match try_once(&pool, &body).await {
+            match try_once(&pool, patience, &body).await {
                 Err(error)
                     if matches!(error.class, Class::Retry | Class::Reconnect)
                         && attempt < MAX_ATTEMPTS =>
@@ -268,12 +301,12 @@ where
     task.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
 }
 
-async fn try_once<T, F>(pool: &MySqlPool, body: &F) -> Result<T, Error>
+async fn try_once<T, F>(pool: &MySqlPool, patience: Duration, body: &F) -> Result<T, Error>
 where
     F: for<'c> Fn(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>>,
 {
     let mut connection = pool.acquire().await?;
-    let Ok(ended) = tokio::time::timeout(PATIENCE, within(&mut connection, body)).await else {
+    let Ok(ended) = tokio::time::timeout(patience, within(&mut connection, body)).await else {
         // Nobody knows what state it is in, so that nobody may get it again.
         drop(connection.detach());
         return Err(sqlx::Error::PoolTimedOut.into());

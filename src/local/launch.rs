@@ -146,10 +146,11 @@ impl Launch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn launch(run: &Path, program: &str, arguments: &[&str]) -> Launch {
+    /// A launch for tests of this module and of those that carry launches out.
+    pub(in crate::local) fn launch(run: &Path, program: &str, arguments: &[&str]) -> Launch {
         Launch {
             name: "test",
             program: program.into(),

@@ -154,19 +154,8 @@ pub(super) fn send(leader: Pid, signal: Signal) -> anyhow::Result<()> {
 mod tests {
     use std::path::Path;
 
+    use super::super::launch::tests::launch;
     use super::*;
-
-    fn launch(run: &Path, program: &str, arguments: &[&str]) -> Launch {
-        Launch {
-            name: "test",
-            program: program.into(),
-            arguments: arguments.iter().map(Into::into).collect(),
-            run: run.to_owned(),
-            data: run.canonicalize().unwrap(),
-            mark: run.join("mark"),
-            stop_patience: Duration::from_millis(200),
-        }
-    }
 
     #[tokio::test]
     async fn a_server_that_ends_at_once_shows_its_log() {

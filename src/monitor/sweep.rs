@@ -23,6 +23,8 @@ const WINDOWS_PER_STEP: u32 = 64;
 const SLOTS_PER_STEP: u32 = 20_000;
 /// Shortest pause between two looks, so that a window about to end is not asked for in a circle.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+/// How long a sweep may go on when the role stops.
+const LAST_STEP: Duration = Duration::from_secs(4);
 /// Pause before a look for windows that were due and could not be claimed.
 const LEFT_ALONE_PAUSE: Duration = Duration::from_secs(1);
 /// Most windows that the answer to a manual sweep names; the rest is closed by the next one.
@@ -48,7 +50,10 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let mut pause = Duration::ZERO;
     while shutdown::sleep(pause, &shutdown).await {
-        let outcome = sweep_all(&monitor, clock::now()).await;
+        let outcome = tokio::select! {
+            outcome = sweep_all(&monitor, clock::now()) => outcome,
+            () = long_after(&shutdown) => return Ok(()),
+        };
         let shown = outcome.as_ref().map_err(|error| error.class.advice());
         monitor.readiness.note("sweep", &shown);
         pause = match outcome {
@@ -60,6 +65,13 @@ pub async fn run(
         };
     }
     Ok(())
+}
+
+/// Ends when a sweep that runs when the role stops has had time enough. Its transaction ends by
+/// itself, committed or not; the next sweep does what it did not.
+async fn long_after(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(LAST_STEP).await;
 }
 
 /// Closes windows until none is past its close. Answers how many.
@@ -84,7 +96,7 @@ pub async fn sweep_all(monitor: &Monitor, now: Timestamp) -> Result<usize, db::E
 /// When the database does not do its part; then nothing is changed.
 pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, db::Error> {
     let ended_by = now.minus(monitor.grace);
-    let closed = db::transaction(&monitor.pool, "sweep", move |connection| {
+    let closed = db::long_transaction(&monitor.pool, "sweep", move |connection| {
         Box::pin(async move {
             let limits = (WINDOWS_PER_STEP, SLOTS_PER_STEP);
             let due = repository::claim_due(connection, ended_by, limits.0, limits.1).await?;
@@ -129,15 +141,16 @@ pub async fn sweep_window(
     now: Timestamp,
 ) -> Result<Option<Swept>, db::Error> {
     let ended_by = now.minus(monitor.grace);
-    let (found, closed) = db::transaction(&monitor.pool, "sweep one window", move |connection| {
-        Box::pin(async move {
-            let found = repository::lock_window(connection, uuid).await?;
-            let due: Vec<StoredWindow> =
-                found.iter().filter(|window| is_due(window, ended_by)).cloned().collect();
-            Ok((found, close_windows(connection, &due, now).await?))
+    let (found, closed) =
+        db::long_transaction(&monitor.pool, "sweep one window", move |connection| {
+            Box::pin(async move {
+                let found = repository::lock_window(connection, uuid).await?;
+                let due: Vec<StoredWindow> =
+                    found.iter().filter(|window| is_due(window, ended_by)).cloned().collect();
+                Ok((found, close_windows(connection, &due, now).await?))
+            })
         })
-    })
-    .await?;
+        .await?;
     let Some(window) = found else { return Ok(None) };
     if closed.is_empty() {
         return Ok(Some(Swept { held: vec![(uuid, reason_held(monitor, &window))], closed }));

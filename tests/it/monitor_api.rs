@@ -1,5 +1,7 @@
 //! The monitor's HTTP API: its answers, and a clear refusal of everything that is wrong.
 
+use std::collections::BTreeSet;
+
 use heartbeat::http;
 use heartbeat::monitor::api;
 use heartbeat::wire::{Heartbeat, Tick, Window};
@@ -336,6 +338,34 @@ async fn a_window_too_far_ahead_means_a_wrong_clock() {
         let (status, body) = api.post(path, payload.to_string()).await;
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{path}");
         assert!(error(&body).contains("check the sender's clock"), "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_clients_that_post_the_same_heartbeats_make_exact_counts() {
+    let api = std::sync::Arc::new(Api::new().await);
+    let windows = [crate::support::window("a", 20), crate::support::window("b", 20)];
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..64_u32 {
+        let (api, windows) = (std::sync::Arc::clone(&api), windows.clone());
+        clients.spawn(async move {
+            for step in 0..10 {
+                let window = &windows[((client + step) % 2) as usize];
+                let beat = heartbeat(window, (client * 3 + step) % 20).to_json();
+                while api.post("heartbeats", beat.clone()).await.0 != StatusCode::ACCEPTED {}
+            }
+        });
+    }
+    clients.join_all().await;
+    for (parity, window) in (0..).zip(&windows) {
+        let posts = (0..64_u32).flat_map(|client| (0..10).map(move |step| (client, step)));
+        let here = posts.filter(|(client, step)| (client + step) % 2 == parity);
+        let slots: BTreeSet<u32> = here.map(|(client, step)| (client * 3 + step) % 20).collect();
+        let (_, shown) = api.get(&format!("/api/monitor/windows/{}", window.uuid)).await;
+        assert_eq!(shown["received_reports"], slots.len());
+        let all = shown["slots"].as_array().unwrap();
+        let deliveries: u64 = all.iter().filter_map(|slot| slot["deliveries"].as_u64()).sum();
+        assert!(deliveries >= 320, "each post is counted: {deliveries}");
     }
 }
 

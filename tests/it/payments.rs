@@ -333,6 +333,26 @@ async fn a_window_is_opened_at_random_or_as_asked() {
 }
 
 #[tokio::test]
+async fn a_process_works_on_a_bounded_number_of_windows() {
+    let ground = Ground::new().await;
+    let payments = ground.payments("payments-a").await;
+    let (emitter, _queue) = Emitter::new(payments.clone());
+    for _ in 0..emitter::MAX_OPEN_WINDOWS - 1 {
+        emitter.open(plan(&payments)).await.unwrap();
+    }
+    let listener = http::bind("127.0.0.1:0".parse().unwrap(), "a test").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let stop = CancellationToken::new();
+    let router = api::router(payments.clone(), emitter);
+    tokio::spawn(http::serve(listener, router, api::MAX_BODY_BYTES, stop.clone()));
+    let service = Service { base, _stop: stop.drop_guard() };
+    assert_eq!(service.open("").await.0, StatusCode::ACCEPTED);
+    let (status, answer) = service.open("").await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(answer["error"], "200 windows are open here already: wait until some end");
+}
+
+#[tokio::test]
 async fn what_cannot_be_opened_is_refused_with_the_reason() {
     let ground = Ground::new().await;
     let service = Service::new(&ground.payments("payments-a").await).await;
