@@ -8,6 +8,7 @@ use reqwest::Url;
 
 use crate::config::{DatabaseUrl, StartArgs, positive_duration};
 use crate::dead_letters::DeadLettersArgs;
+use crate::forget_group::ForgetGroupArgs;
 use crate::monitor::{self, MonitorArgs};
 use crate::payments::{self, PaymentsArgs};
 use crate::relay::RelayArgs;
@@ -39,7 +40,6 @@ pub struct Cli {
 
 /// What to run.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "one is made per process")]
 pub enum Command {
     /// Run everything on this machine, with a private Redis and a private database
     Standalone(StandaloneArgs),
@@ -51,6 +51,8 @@ pub enum Command {
     Monitor(MonitorArgs),
     /// List, show, replay or drop the messages that the monitor refused
     DeadLetters(DeadLettersArgs),
+    /// End a consumer group that nobody needs any more
+    ForgetGroup(ForgetGroupArgs),
     /// Bring the schema of a database up to date
     Migrate(MigrateArgs),
     /// Ask a running role whether it can do its work; exits 0 if it can, else 1 and says why

@@ -7,5 +7,21 @@ use crate::wire::Timestamp;
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the one place that may ask")]
 pub fn now() -> Timestamp {
-    chrono::Utc::now().into()
+    let now: Timestamp = chrono::Utc::now().into();
+    now.plus_micros(offset_us())
+}
+
+/// How far the clock is set wrong on purpose, which only builds for tests allow.
+#[cfg(debug_assertions)]
+fn offset_us() -> i64 {
+    static OFFSET: std::sync::LazyLock<i64> = std::sync::LazyLock::new(|| {
+        let millis = std::env::var("HEARTBEAT_CLOCK_OFFSET_MS").ok();
+        millis.and_then(|millis| millis.parse().ok()).map_or(0, |millis: i64| millis * 1_000)
+    });
+    *OFFSET
+}
+
+#[cfg(not(debug_assertions))]
+const fn offset_us() -> i64 {
+    0
 }

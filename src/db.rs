@@ -334,3 +334,28 @@ where
         }
     }
 }
+
+/// Cuts a list into chunks whose lengths are powers of two up to `longest`, longest first, so that
+/// statements over them come in few shapes and each connection prepares each shape once.
+pub fn chunks<T>(mut rows: &[T], longest: usize) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let length = longest.min(1 << rows.len().checked_ilog2()?);
+        let (chunk, rest) = rows.split_at(length);
+        rows = rest;
+        Some(chunk)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_have_few_lengths_and_lose_nothing() {
+        let rows: Vec<usize> = (0..1_333).collect();
+        let lengths: Vec<usize> = chunks(&rows, 512).map(<[usize]>::len).collect();
+        assert_eq!(lengths, [512, 512, 256, 32, 16, 4, 1]);
+        assert_eq!(chunks(&rows, 512).flatten().copied().collect::<Vec<_>>(), rows);
+        assert_eq!(chunks::<u8>(&[], 512).count(), 0);
+    }
+}

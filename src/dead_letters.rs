@@ -8,6 +8,7 @@ pub mod settle;
 pub mod view;
 
 use std::io::{ErrorKind, Write};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -133,7 +134,7 @@ pub struct PlaceArgs {
 impl PlaceArgs {
     async fn open(&self) -> anyhow::Result<DeadLetters> {
         let redis = self.stream.url()?;
-        let link = Link::new(&redis)?;
+        let link = Arc::new(Link::new(&redis)?);
         link.wait_until_ready(&redis, self.start.connect_timeout).await?;
         Ok(DeadLetters::new(link, self.stream.stream_name.clone()))
     }

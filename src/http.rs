@@ -1,6 +1,7 @@
 //! HTTP as every role serves it: one shape of errors, bounded bodies, health and readiness, and a
 //! stop that waits for requests in flight but not for ever.
 
+mod admin;
 mod serve;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+pub use self::admin::AdminToken;
 pub use self::serve::{bind, serve};
 use crate::db;
 use crate::wire::WireError;

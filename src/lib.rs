@@ -19,6 +19,7 @@
 //! | [`relay`] | role: from the streams to the monitor |
 //! | [`monitor`] | role: windows, events, alerts, API |
 //! | [`dead_letters`] | the operator's command for messages that the monitor refused |
+//! | [`forget_group`] | the operator's command that ends a consumer group |
 //! | [`local`] | private Redis and MySQL servers as child processes |
 //! | [`http`] | serving, errors, health and readiness; the HTTP client |
 //! | [`stream`] | the only user of Redis |
@@ -35,6 +36,7 @@ pub mod clock;
 pub mod config;
 pub mod db;
 pub mod dead_letters;
+pub mod forget_group;
 pub mod http;
 pub mod local;
 pub mod monitor;

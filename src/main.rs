@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use heartbeat::cli::{self, Cli, Command};
-use heartbeat::{dead_letters, monitor, payments, relay, shutdown, standalone, telemetry};
+use heartbeat::{
+    dead_letters, forget_group, monitor, payments, relay, shutdown, standalone, telemetry,
+};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Relay(args) => role(|stop| relay::run(args, stop)).await,
         Command::Monitor(args) => role(|stop| monitor::run(args, stop)).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::ForgetGroup(args) => forget_group::run(args).await,
         Command::Migrate(args) => cli::migrate(args).await,
         Command::Healthcheck(args) => cli::healthcheck(args).await,
     }

@@ -1,31 +1,37 @@
 //! The monitor: takes heartbeats in, keeps windows and what is known of their slots, closes
 //! windows whose time is over, and serves what it knows.
 //!
-//! Data flows one way: [`api`] reads a request, [`ingest`] or [`sweep`] decides, `repository`
-//! stores. [`window`] holds the rules, which know neither database nor clock. Any number of
+//! Data flows one way: [`api`] reads a request, [`ingest`], [`pipeline`] or [`sweep`] decides,
+//! `repository` stores. [`window`] and [`watermark`] hold the rules, which know neither database nor
+//! clock. Any number of
 //! monitors may share one database: the primary key of an event decides between a heartbeat and
 //! the verdict that it is missing, and a sweep skips windows that another monitor is closing.
 
 pub mod api;
 pub mod ingest;
+pub mod pipeline;
 mod repository;
 pub mod sweep;
+pub mod watermark;
 pub mod window;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use sqlx::MySqlPool;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::repository::Filter;
+use self::watermark::Tide;
 use self::window::StoredWindow;
 use crate::config::{DatabaseArgs, StartArgs, TickArgs, duration, positive_duration};
-use crate::http::Readiness;
-use crate::wire::Tick;
+use crate::http::{AdminToken, Readiness};
+use crate::wire::{Tick, Timestamp};
 use crate::{db, http, shutdown};
 
 /// What a person calls this role's database.
@@ -47,6 +53,21 @@ pub struct MonitorArgs {
     #[arg(long, env = "GRACE", default_value = "2s", value_name = "DURATION",
           value_parser = duration)]
     pub grace: Duration,
+
+    /// How long the watermark waits for senders after Redis was lost or could not be reached
+    #[arg(long, env = "REPLAY_GRACE", default_value = "30s", value_name = "DURATION",
+          value_parser = duration)]
+    pub replay_grace: Duration,
+
+    /// How long a window may wait for heartbeats that may be on their way, while a monitor runs
+    #[arg(long, env = "MAX_HOLD", default_value = "10m", value_name = "DURATION",
+          value_parser = positive_duration)]
+    pub max_hold: Duration,
+
+    /// Secret, of at least 16 characters, that allows what destroys or sends again [default: nobody
+    /// may]
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub admin_token: Option<AdminToken>,
 
     /// The monitor database.
     #[command(flatten)]
@@ -70,8 +91,28 @@ pub struct Monitor {
     pub default_tick: Tick,
     /// How long after the end of its last slot a window stays open.
     pub grace: Duration,
+    /// How long the watermark waits for senders after Redis was lost or could not be reached.
+    pub replay_grace: Duration,
+    /// How long a window may be held, while a monitor runs.
+    pub max_hold: Duration,
+    /// What allows to destroy and to send again; without it nobody may.
+    pub admin_token: Option<AdminToken>,
+    /// Wakes the sweep when the watermark advances.
+    pub wake_sweep: Arc<Notify>,
     /// What keeps the monitor from its work.
     pub readiness: Readiness,
+}
+
+impl Monitor {
+    /// What decides now whether windows may close.
+    ///
+    /// # Errors
+    /// When the database does not do its part.
+    pub async fn tide(&self, now: Timestamp) -> Result<Tide, db::Error> {
+        let (watermark, running_us) = db::patiently(repository::low_watermark(&self.pool)).await?;
+        let (grace, max_hold) = (self.grace, self.max_hold);
+        Ok(Tide { now, watermark, running_us, grace, max_hold })
+    }
 }
 
 /// Runs the role until it is told to stop.
@@ -116,12 +157,17 @@ pub async fn serve(
         pool,
         default_tick: args.tick.heartbeat_interval_seconds,
         grace: args.grace,
+        replay_grace: args.replay_grace,
+        max_hold: args.max_hold,
+        admin_token: args.admin_token,
+        wake_sweep: Arc::default(),
         readiness: Readiness::default(),
     };
 
     let mut tasks = JoinSet::new();
     let router = api::router(monitor.clone());
     tasks.spawn(http::serve(listener, router, api::MAX_BODY_BYTES, shutdown.clone()));
+    tasks.spawn(pipeline::run(monitor.clone(), shutdown.clone()));
     tasks.spawn(sweep::run(monitor.clone(), args.sweep_interval, shutdown.clone()));
     tracing::info!(listen = %args.listen, "the monitor is ready");
     let ended = shutdown::join_all(tasks, &shutdown).await;

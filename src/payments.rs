@@ -6,17 +6,21 @@
 //! audit is therefore the outbox: whatever a crash interrupts, the rows that are not marked are
 //! sent again, and the monitor drops what it had seen.
 //!
-//! [`plan`] holds the rules, [`emitter`] carries a window out, [`continuous`] opens one window
-//! after the other, [`api`] opens them on request, `repository` stores.
+//! [`plan`] holds the rules, [`emitter`] carries a window out, [`publish`] sends what the audit
+//! holds, [`resend`] sends again what Redis may have lost, [`continuous`] opens one window after
+//! the other, [`api`] opens them on request, `repository` stores.
 
 pub mod api;
 pub mod continuous;
 pub mod emitter;
 pub mod plan;
+pub mod publish;
 mod repository;
+pub mod resend;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -105,6 +109,8 @@ pub struct Payments {
     pub default_tick: Tick,
     /// This process, in the leases that it holds on windows.
     pub owner: Uuid,
+    /// How often Redis turned out to be another than before.
+    pub replaced: Arc<AtomicU64>,
     /// What keeps the service from its work.
     pub readiness: Readiness,
 }
@@ -138,6 +144,7 @@ pub async fn serve(
     let router = api::router(payments.clone(), emitter.clone());
     tasks.spawn(http::serve(listener, router, api::MAX_BODY_BYTES, shutdown.clone()));
     tasks.spawn(emitter::run(payments.clone(), requests, shutdown.clone()));
+    tasks.spawn(resend::run(payments.clone(), shutdown.clone()));
     if args.continuous {
         let duration = args.window_duration;
         tasks.spawn(continuous::run(payments.clone(), emitter, duration, shutdown.clone()));
@@ -162,6 +169,7 @@ async fn connect(args: &PaymentsArgs) -> anyhow::Result<Payments> {
         producer: Producer::new(link, args.stream.stream_name.clone()),
         default_tick: args.tick.heartbeat_interval_seconds,
         owner: Uuid::new_v4(),
+        replaced: Arc::default(),
         readiness: Readiness::default(),
     })
 }

@@ -4,13 +4,14 @@
 //! Data flows one way: [`consume`] reads entries and takes over those that a dead relay left,
 //! [`deliver`] carries a batch through to its acknowledgement, [`forward`] speaks HTTP and says
 //! what an answer means. [`gate`] stops the reading while the monitor is away, [`held`] keeps the
-//! leases on everything in flight. Any number of relays may share a group.
+//! leases on everything in flight, [`report`] tells the monitor how far delivery has come. Any number of relays may share a group.
 
 pub mod consume;
 pub mod deliver;
 pub mod forward;
 pub mod gate;
 pub mod held;
+pub mod report;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,20 +29,24 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use self::deliver::Delivery;
 use self::forward::Forwarder;
 use self::gate::Gate;
 use self::held::Held;
+use self::report::Reporter;
 use crate::config::{MonitorUrl, StartArgs, StreamArgs, positive_duration};
 use crate::http::Readiness;
-use crate::stream::{Group, Link};
+use crate::stream::{DeadLetters, Group, Link};
 use crate::{http, shutdown};
 
 /// The relay takes no bodies.
 const MAX_BODY_BYTES: usize = 1_024;
 /// How long a read waits for something new.
 const BLOCK: Duration = Duration::from_secs(1);
+/// How long a relay's name is its own after it was last heard of.
+const NAME_HELD: Duration = Duration::from_secs(3);
 /// How long `/ready` waits for Redis.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -158,9 +163,10 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     args.validate()?;
     let consumer = args.consumer()?;
+    let process = Uuid::new_v4().to_string();
     tracing::info!(?args, consumer, "the relay starts");
     let (link, group) = tokio::select! {
-        connected = connect(&args, consumer) => connected?,
+        connected = connect(&args, &consumer, &process) => connected?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let readiness = Readiness::default();
@@ -177,25 +183,54 @@ pub async fn serve(
     });
 
     let mut tasks = JoinSet::new();
-    let router = router(Health { link, readiness });
+    let router = router(Health { link: Arc::clone(&link), readiness });
     tasks.spawn(http::serve(listener, router, MAX_BODY_BYTES, shutdown.clone()));
     tasks.spawn(held::renew(Arc::clone(&delivery), args.lease / 3));
+    tasks.spawn(report::run(Reporter {
+        delivery: Arc::clone(&delivery),
+        letters: DeadLetters::new(link, args.stream.stream_name.clone()),
+        relay: consumer,
+        process,
+        group: args.consumer_group.clone(),
+        stream: args.stream.stream_name.to_string(),
+        memory: report::Memory::default(),
+    }));
     tasks.spawn(consume::run(delivery, consume::Limits::new(&args)));
     tracing::info!(listen = %args.listen, monitor = %args.monitor_url, "the relay is ready");
     shutdown::join_all(tasks, &shutdown).await
 }
 
-async fn connect(args: &RelayArgs, consumer: String) -> anyhow::Result<(Arc<Link>, Arc<Group>)> {
+async fn connect(
+    args: &RelayArgs,
+    consumer: &str,
+    process: &str,
+) -> anyhow::Result<(Arc<Link>, Arc<Group>)> {
     let redis = args.stream.url()?;
     let link = Arc::new(Link::new(&redis)?);
     link.wait_until_ready(&redis, args.start.connect_timeout).await?;
-    let names = (args.consumer_group.clone(), consumer);
+    let names = (args.consumer_group.clone(), consumer.to_owned());
     let stream = args.stream.stream_name.clone();
     let group = Arc::new(Group::new(&redis, Arc::clone(&link), stream, names, BLOCK)?);
+    take_name(&group, consumer, process).await?;
     if group.create().await.context("creating the consumer group")? {
         tracing::info!(group = %args.consumer_group, "created the consumer group");
     }
     Ok((link, group))
+}
+
+/// Makes sure that no other relay has this name. One that was killed keeps it for a moment.
+async fn take_name(group: &Group, consumer: &str, process: &str) -> anyhow::Result<()> {
+    let hold = async || group.hold_name(process, NAME_HELD).await.context("taking a name");
+    let Some(left) = hold().await? else { return Ok(()) };
+    tracing::info!(consumer, ?left, "another relay had this name a moment ago: waiting");
+    tokio::time::sleep(left + Duration::from_millis(50)).await;
+    if hold().await?.is_some() {
+        bail!(
+            "another relay runs under the name {consumer}, so that both would deliver the same \
+             messages: give each a --consumer-name of its own"
+        );
+    }
+    Ok(())
 }
 
 #[derive(Clone, Debug)]

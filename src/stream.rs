@@ -15,7 +15,9 @@
 mod dead;
 mod group;
 mod link;
+mod membership;
 mod producer;
+mod survey;
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,9 +25,13 @@ use std::str::FromStr;
 use redis::{ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind, Value};
 
 pub use dead::{DeadLetter, DeadLetters, Replayed};
-pub use group::{Claimed, Entry, Group, Source};
+pub use group::{Claimed, Entry, Facts, Group, Source};
 pub use link::Link;
+pub use membership::{Activity, activity, destroy};
 pub use producer::Producer;
+pub use survey::{Observation, Survey};
+
+pub use crate::wire::StreamId;
 
 /// Oldest Redis (or Valkey, which reports a compatible number) that has the commands we need.
 const OLDEST_MAJOR_VERSION: u32 = 7;
@@ -56,6 +62,43 @@ impl StreamName {
     pub fn dead(&self) -> &str {
         &self.dead
     }
+
+    /// Key of one of the two streams that relays read.
+    fn key(&self, source: Source) -> &str {
+        match source {
+            Source::Windows => &self.windows,
+            Source::Heartbeats => &self.reports,
+        }
+    }
+
+    /// Key of the process that a consumer's name belongs to.
+    fn consumer(&self, group: &str, consumer: &str) -> String {
+        self.beside(&format!("consumer:{group}:{consumer}"))
+    }
+
+    /// Key of the random text that changes when entries may have been lost.
+    fn epoch(&self) -> String {
+        self.beside("epoch")
+    }
+
+    /// Key of how far each group has come.
+    fn watermarks(&self) -> String {
+        self.beside("watermark")
+    }
+
+    /// Key of the entries that a group's watermark does not wait for.
+    fn suspects(&self, group: &str) -> String {
+        self.beside(&format!("suspects:{group}"))
+    }
+
+    /// Key of the last dead letter that a group's relays have told the monitor of.
+    fn told(&self, group: &str) -> String {
+        self.beside(&format!("dead:told:{group}"))
+    }
+
+    fn beside(&self, what: &str) -> String {
+        format!("{{{}}}:{what}", self.reports)
+    }
 }
 
 impl FromStr for StreamName {
@@ -80,37 +123,10 @@ impl fmt::Display for StreamName {
     }
 }
 
-/// The id of a stream entry: the server's milliseconds since 1970, and a number within them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StreamId {
-    /// Redis' clock when the entry was written, in milliseconds since 1970.
-    pub millis: u64,
-    /// Number of the entry within that millisecond.
-    pub sequence: u64,
-}
-
-impl FromStr for StreamId {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (millis, sequence) = text.split_once('-').unwrap_or((text, "0"));
-        match (millis.parse(), sequence.parse()) {
-            (Ok(millis), Ok(sequence)) => Ok(Self { millis, sequence }),
-            _ => Err(format!("{text:?} is no stream id such as 1732183210000-0")),
-        }
-    }
-}
-
 impl FromRedisValue for StreamId {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         let text = String::from_redis_value(value)?;
-        text.parse().map_err(ParsingError::from)
-    }
-}
-
-impl fmt::Display for StreamId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.millis, self.sequence)
+        text.parse().map_err(|error| ParsingError::from(format!("{text:?}: {error}")))
     }
 }
 
@@ -177,14 +193,5 @@ mod tests {
         for bad in ["", "a b", "{a}", "a\0", &"x".repeat(101)] {
             assert!(bad.parse::<StreamName>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn stream_ids_order_by_time_then_sequence() {
-        let id = |text: &str| text.parse::<StreamId>().unwrap();
-        assert!(id("9-5") < id("10-0"));
-        assert!(id("10-9") < id("10-10"));
-        assert_eq!(id("10-10").to_string(), "10-10");
-        assert!("x-1".parse::<StreamId>().is_err());
     }
 }

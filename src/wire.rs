@@ -17,16 +17,22 @@
 //! # Ok::<(), heartbeat::wire::WireError>(())
 //! ```
 
+mod announcement;
 mod heartbeat;
 mod names;
 mod raw;
+mod report;
 mod status;
+mod stream_id;
 mod timestamp;
 mod window;
 
+pub use announcement::Announcement;
 pub use heartbeat::Heartbeat;
 pub use names::ServiceName;
+pub use report::{Breaker, DeadLetterReport, PipelineReport, StreamState, Suspect, SuspectReport};
 pub use status::Status;
+pub use stream_id::StreamId;
 pub use timestamp::Timestamp;
 pub use window::{Rates, Seconds, Slot, Tick, Window};
 

@@ -55,6 +55,9 @@ pub fn whole(letter: &DeadLetter) -> String {
         ("stream", known(&letter.stream)),
         ("message", or_unknown(letter.original_id) + &written.unwrap_or_default()),
         ("attempts", or_unknown(attempts)),
+        ("first", known(&letter.first_at)),
+        ("window", or_unknown(letter.window_uuid)),
+        ("slot", or_unknown(letter.slot)),
         ("relay", known(&letter.consumer)),
         ("reason", known(&letter.reason)),
         ("bytes", letter.size_bytes.to_string()),
@@ -104,6 +107,9 @@ fn facts(letter: &DeadLetter) -> Map<String, Value> {
         ("original_id", json!(letter.original_id.map(|id| id.to_string()))),
         ("original_at", json!(letter.original_id.and_then(time))),
         ("attempts", json!(letter.attempts)),
+        ("first_at", json!(Some(&letter.first_at).filter(|at| !at.is_empty()))),
+        ("window_uuid", json!(letter.window_uuid)),
+        ("slot", json!(letter.slot)),
         ("consumer", json!(letter.consumer)),
         ("reason", json!(letter.reason)),
         ("size_bytes", json!(letter.size_bytes)),
@@ -125,8 +131,7 @@ fn when(letter: &DeadLetter) -> String {
 
 /// The time within an id.
 fn time(id: StreamId) -> Option<Timestamp> {
-    let micros = i64::try_from(id.millis).ok()?.checked_mul(1_000)?;
-    Some(Timestamp::from_micros(micros))
+    Some(id.written_at()).filter(|at| Timestamp::is_usable(at.micros()))
 }
 
 fn or_unknown(value: Option<impl ToString>) -> String {

@@ -3,6 +3,7 @@
 //! Heartbeats and announcements are answered only after their commit. A duplicate, a late and an
 //! unscheduled heartbeat are successes: the sender has done its part.
 
+mod pipeline;
 mod views;
 
 use std::time::Duration;
@@ -22,7 +23,7 @@ use super::ingest::{self, Outcome};
 use super::repository::{self, Filter, Position};
 use super::{Monitor, sweep};
 use crate::http::{ApiError, Body, Params, PathUuid};
-use crate::wire::{Heartbeat, Timestamp, Window, WireError};
+use crate::wire::{Announcement, Heartbeat, Timestamp, WireError};
 use crate::{clock, db, http};
 
 /// Largest body of any request: a full batch.
@@ -42,7 +43,11 @@ pub fn router(monitor: Monitor) -> Router {
         .route("/windows", post(post_window).get(get_windows))
         .route("/windows/batch", post(post_windows))
         .route("/windows/sweep", post(post_sweep))
-        .route("/windows/{uuid}", get(get_window));
+        .route("/windows/{uuid}", get(get_window))
+        .route(
+            "/pipeline",
+            post(pipeline::post_report).get(pipeline::get_all).delete(pipeline::delete_group),
+        );
     Router::new()
         .route("/health", get(async || Json(json!({"ok": true, "service": "monitor"}))))
         .route("/ready", get(ready))
@@ -89,9 +94,9 @@ async fn post_window(
     State(monitor): State<Monitor>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let window = Window::parse(&body, monitor.default_tick)?;
-    let uuid = window.uuid;
-    let outcomes = ingest::announce(&monitor, vec![window], clock::now()).await?;
+    let told = Announcement::parse(&body, monitor.default_tick)?;
+    let uuid = told.window.uuid;
+    let outcomes = ingest::announce(&monitor, vec![told], clock::now()).await?;
     let outcome = unless_rejected(outcomes)?;
     let window = stored_window(&monitor, uuid).await?;
     let answer = json!({"window": window, "outcome": outcome});
@@ -102,9 +107,8 @@ async fn post_windows(
     State(monitor): State<Monitor>,
     Body(body): Body,
 ) -> Result<Json<Vec<OutcomeView>>, ApiError> {
-    let parsed = parse_items(&body, |item| Window::parse(item, monitor.default_tick))?;
-    answer_items(parsed, async |windows| ingest::announce(&monitor, windows, clock::now()).await)
-        .await
+    let parsed = parse_items(&body, |item| Announcement::parse(item, monitor.default_tick))?;
+    answer_items(parsed, async |told| ingest::announce(&monitor, told, clock::now()).await).await
 }
 
 #[derive(Debug, Default, Deserialize)]

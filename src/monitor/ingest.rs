@@ -4,6 +4,7 @@
 //! wait for each other in a circle. What each heartbeat meant is read back only when the number of
 //! affected rows says that some were there before.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +13,18 @@ use uuid::Uuid;
 
 use super::Monitor;
 use super::repository::{self, EventRow, Stored};
-use super::window::StoredWindow;
+use super::window::{StoredWindow, WindowStatus};
 use crate::db;
-use crate::wire::{Heartbeat, ServiceName, Slot, Timestamp, Window};
+use crate::wire::{Announcement, Heartbeat, ServiceName, Slot, StreamId, Timestamp, Window};
 
 /// How far a sender's clock may be ahead of the monitor's.
 pub const MAX_CLOCK_AHEAD: Duration = Duration::from_hours(24);
 
 /// Most windows of one service that may be open at a time.
 pub const MAX_OPEN_WINDOWS: u64 = 10_000;
+
+/// By how much a smaller offset of a sender's clock is worth storing, in microseconds.
+const OFFSET_STEP_US: i64 = 50_000;
 
 /// What became of a heartbeat or an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +61,12 @@ impl Outcome {
 /// When the database does not do its part; announcing again is harmless.
 pub async fn announce(
     monitor: &Monitor,
-    windows: Vec<Window>,
+    announcements: Vec<Announcement>,
     now: Timestamp,
 ) -> Result<Vec<Outcome>, db::Error> {
-    let welcome = windows.iter().filter(|window| check_window(window, now).is_ok());
-    let (known, new) = register(monitor, welcome.cloned().collect(), now).await?;
-    let outcomes = windows.iter().map(|window| {
+    let welcome = announcements.iter().filter(|told| check_window(&told.window, now).is_ok());
+    let (known, new) = register(monitor, welcome.map(Sighting::from).collect(), now).await?;
+    let outcomes = announcements.iter().map(|Announcement { window, .. }| {
         let stored = check_window(window, now).and_then(|()| owned(&known, window));
         match stored {
             Err(reason) => Outcome::Rejected(reason),
@@ -83,11 +87,61 @@ pub async fn ingest(
     now: Timestamp,
 ) -> Result<Vec<Outcome>, db::Error> {
     let welcome = heartbeats.iter().filter(|heartbeat| check(heartbeat, now).is_ok());
-    let windows = welcome.map(|heartbeat| heartbeat.window.clone()).collect();
-    let (known, _) = register(monitor, windows, now).await?;
+    let (known, _) = register(monitor, welcome.map(Sighting::from).collect(), now).await?;
     let (batch, places) = Batch::sort(heartbeats, &known, now);
     let stored = store(monitor, batch, now).await?;
     Ok(outcomes(places, &stored))
+}
+
+/// What a message says of its window.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// The window as the message defines it.
+    pub window: Window,
+    /// Whether the message came through the stream.
+    pub via_stream: bool,
+    /// How far the sender's clock is behind the stream's, in microseconds, at the most.
+    pub clock_offset_us: Option<i64>,
+}
+
+impl Sighting {
+    fn new(window: &Window, stream_id: Option<StreamId>, offset_us: Option<i64>) -> Self {
+        // A clock that is further off than a day says nothing about when anything is due.
+        let longest = i64::try_from(MAX_CLOCK_AHEAD.as_micros()).unwrap_or(i64::MAX);
+        let clock_offset_us = offset_us.filter(|offset| (-longest..=longest).contains(offset));
+        Self { window: window.clone(), via_stream: stream_id.is_some(), clock_offset_us }
+    }
+
+    /// Takes what another message says of the same window.
+    fn merge(&mut self, other: &Self) {
+        self.via_stream |= other.via_stream;
+        self.clock_offset_us = match (self.clock_offset_us, other.clock_offset_us) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+    }
+
+    /// Whether it says what is not stored yet. An offset that is only a little smaller is not worth
+    /// a write.
+    fn corrects(&self, stored: &StoredWindow) -> bool {
+        let offset = |us: Option<i64>| us.unwrap_or(i64::MAX);
+        let is_smaller = offset(self.clock_offset_us)
+            < offset(stored.clock_offset_us).saturating_sub(OFFSET_STEP_US);
+        stored.status == WindowStatus::Open
+            && ((self.via_stream && !stored.via_stream) || is_smaller)
+    }
+}
+
+impl From<&Heartbeat> for Sighting {
+    fn from(heartbeat: &Heartbeat) -> Self {
+        Self::new(&heartbeat.window, heartbeat.stream_id, heartbeat.clock_offset_us())
+    }
+}
+
+impl From<&Announcement> for Sighting {
+    fn from(told: &Announcement) -> Self {
+        Self::new(&told.window, told.stream_id, told.clock_offset_us())
+    }
 }
 
 /// Where one heartbeat of a batch went.
@@ -181,20 +235,25 @@ fn owned<'k>(
 /// which were new.
 async fn register(
     monitor: &Monitor,
-    windows: Vec<Window>,
+    sightings: Vec<Sighting>,
     now: Timestamp,
 ) -> Result<(HashMap<Uuid, StoredWindow>, BTreeSet<Uuid>), db::Error> {
-    let wanted: BTreeSet<Uuid> = windows.iter().map(|window| window.uuid).collect();
-    let uuids: Vec<Uuid> = wanted.iter().copied().collect();
-    let mut known = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
-    let mut new = BTreeMap::new();
-    for window in windows.into_iter().filter(|window| !known.contains_key(&window.uuid)) {
-        new.entry(window.uuid).or_insert(window);
+    let mut sighted: BTreeMap<Uuid, Sighting> = BTreeMap::new();
+    for sighting in sightings {
+        match sighted.entry(sighting.window.uuid) {
+            Entry::Vacant(vacant) => drop(vacant.insert(sighting)),
+            Entry::Occupied(mut first) => first.get_mut().merge(&sighting),
+        }
     }
+    let uuids: Vec<Uuid> = sighted.keys().copied().collect();
+    let mut known = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
+    correct(monitor, &known, &sighted).await?;
+    let mut new = sighted;
+    new.retain(|uuid, _| !known.contains_key(uuid));
     leave_out_crowded(monitor, &mut new).await?;
     let uuids: BTreeSet<Uuid> = new.keys().copied().collect();
     if !new.is_empty() {
-        let definitions: Arc<[Window]> = new.into_values().collect();
+        let definitions: Arc<[Sighting]> = new.into_values().collect();
         db::transaction(&monitor.pool, "register windows", move |connection| {
             let definitions = Arc::clone(&definitions);
             Box::pin(async move { repository::insert_windows(connection, &definitions, now).await })
@@ -206,17 +265,40 @@ async fn register(
     Ok((known, uuids))
 }
 
+/// Stores what messages say of windows that are known and open, where it is news.
+async fn correct(
+    monitor: &Monitor,
+    known: &HashMap<Uuid, StoredWindow>,
+    sighted: &BTreeMap<Uuid, Sighting>,
+) -> Result<(), db::Error> {
+    let corrections = known.values().filter_map(|stored| {
+        let sighting = sighted.get(&stored.window.uuid)?;
+        let is_owner = sighting.window.service == stored.window.service;
+        (is_owner && sighting.corrects(stored))
+            .then_some((stored.id, (sighting.via_stream, sighting.clock_offset_us)))
+    });
+    let corrections: Arc<BTreeMap<_, _>> = Arc::new(corrections.collect());
+    if corrections.is_empty() {
+        return Ok(());
+    }
+    db::transaction(&monitor.pool, "correct windows", move |connection| {
+        let corrections = Arc::clone(&corrections);
+        Box::pin(async move { repository::correct_windows(connection, &corrections).await })
+    })
+    .await
+}
+
 /// Leaves out new windows of services that have too many open ones already.
 async fn leave_out_crowded(
     monitor: &Monitor,
-    new: &mut BTreeMap<Uuid, Window>,
+    new: &mut BTreeMap<Uuid, Sighting>,
 ) -> Result<(), db::Error> {
     let mut room: HashMap<ServiceName, u64> = HashMap::new();
-    for service in new.values().map(|window| &window.service).collect::<BTreeSet<_>>() {
+    for service in new.values().map(|sighting| &sighting.window.service).collect::<BTreeSet<_>>() {
         let open = repository::open_windows(&monitor.pool, service).await?;
         room.insert(service.clone(), MAX_OPEN_WINDOWS.saturating_sub(open));
     }
-    new.retain(|_, window| match room.get_mut(&window.service) {
+    new.retain(|_, sighting| match room.get_mut(&sighting.window.service) {
         Some(left) if *left > 0 => {
             *left -= 1;
             true

@@ -4,33 +4,41 @@
 //! two, so that each connection prepares each shape once.
 
 mod closing;
+mod conditions;
+mod due;
 mod events;
+mod pipelines;
 mod windows;
 
 use sqlx::MySql;
 use sqlx::query_builder::QueryBuilder;
 
-pub(super) use closing::{StatusChange, close, history, revise_closed};
+use crate::db;
+
+pub(super) use closing::{
+    StatusChange, claim_unobserved, close, history, revise_closed, settle_unobserved,
+};
+pub(super) use conditions::{RecordedCondition, begin_stalls, conditions, store_conditions};
+pub(super) use due::{ClaimLimits, claim_due, due_next, hold, lock_window, over};
 pub(super) use events::{
     EventRow, SlotEvent, Stored, insert_events, insert_missing, insert_unscheduled, present_slots,
     read_back, slot_events,
 };
+pub(super) use pipelines::{
+    Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,
+    store_progress, store_report, store_suspects, suspect_windows,
+};
 pub(super) use windows::{
-    Filter, Position, claim_due, counts, ending_next, find_window, held, insert_windows,
-    list_windows, lock_window, open_windows, windows_by_id, windows_by_uuid,
+    Filter, Position, correct_windows, counts, find_window, insert_windows, list_windows,
+    open_windows, windows_by_id, windows_by_uuid,
 };
 
 /// Largest number of rows in one statement.
 const MAX_CHUNK: usize = 512;
 
 /// Cuts a list into chunks whose lengths are powers of two, longest first.
-fn chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let length = MAX_CHUNK.min(1 << rows.len().checked_ilog2()?);
-        let (chunk, rest) = rows.split_at(length);
-        rows = rest;
-        Some(chunk)
-    })
+fn chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
+    db::chunks(rows, MAX_CHUNK)
 }
 
 /// Adds `(?, ?, …)` for a chunk of values.
@@ -44,18 +52,4 @@ where
         list.push_bind(value);
     }
     query.push(")");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_have_few_lengths_and_lose_nothing() {
-        let rows: Vec<usize> = (0..1_333).collect();
-        let lengths: Vec<usize> = chunks(&rows).map(<[usize]>::len).collect();
-        assert_eq!(lengths, [512, 512, 256, 32, 16, 4, 1]);
-        assert_eq!(chunks(&rows).flatten().copied().collect::<Vec<_>>(), rows);
-        assert_eq!(chunks::<u8>(&[]).count(), 0);
-    }
 }

@@ -1,5 +1,10 @@
 //! Closing windows whose time is over, and recording each slot that is still missing.
 //!
+//! A window that came through the stream closes when clock and [watermark](super::watermark) have
+//! both passed its end: whatever was sent in time has then arrived. One that is held for too long
+//! is closed as unobserved, which alerts nobody about its service, and settled when the truth is
+//! known.
+//!
 //! Each step claims some windows, skipping those that another monitor is closing. For every slot
 //! that is not there it writes the verdict MISSING, at the time at which the slot was due; where a
 //! heartbeat gets in first, the primary key lets the heartbeat win. Only then it counts, so that
@@ -12,15 +17,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Monitor;
-use super::repository;
-use super::window::{Counts, StoredWindow, WindowStatus, missing_slots};
+use super::repository::{self, ClaimLimits};
+use super::watermark::{Closing, Tide};
+use super::window::{Counts, StoredWindow, UNOBSERVED, WindowStatus, missing_slots};
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
-/// Most windows that one step closes.
-const WINDOWS_PER_STEP: u32 = 64;
-/// Most slots that one step writes, unless one window alone has more.
-const SLOTS_PER_STEP: u32 = 20_000;
+/// What one step closes at the most; one window alone may have more slots.
+const STEP: ClaimLimits = ClaimLimits { windows: 64, slots: 20_000 };
 /// Shortest pause between two looks, so that a window about to end is not asked for in a circle.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 /// How long a sweep may go on when the role stops.
@@ -49,7 +53,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut pause = Duration::ZERO;
-    while shutdown::sleep(pause, &shutdown).await {
+    while sleep_or_wake(&monitor, pause, &shutdown).await {
         let outcome = tokio::select! {
             outcome = sweep_all(&monitor, clock::now()) => outcome,
             () = long_after(&shutdown) => return Ok(()),
@@ -67,6 +71,16 @@ pub async fn run(
     Ok(())
 }
 
+/// Sleeps until the pause is over or the watermark advances, unless told to stop first. Answers
+/// whether to go on.
+async fn sleep_or_wake(monitor: &Monitor, pause: Duration, shutdown: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        go_on = shutdown::sleep(pause, shutdown) => go_on,
+        () = monitor.wake_sweep.notified() => true,
+    }
+}
+
 /// Ends when a sweep that runs when the role stops has had time enough. Its transaction ends by
 /// itself, committed or not; the next sweep does what it did not.
 async fn long_after(shutdown: &CancellationToken) {
@@ -74,7 +88,7 @@ async fn long_after(shutdown: &CancellationToken) {
     tokio::time::sleep(LAST_STEP).await;
 }
 
-/// Closes windows until none is past its close. Answers how many.
+/// Closes windows until none may close. Answers how many.
 ///
 /// # Errors
 /// When the database does not do its part; what was closed stays closed.
@@ -82,25 +96,33 @@ pub async fn sweep_all(monitor: &Monitor, now: Timestamp) -> Result<usize, db::E
     let mut total = 0;
     loop {
         match sweep_once(monitor, now).await?.len() {
-            0 => return Ok(total),
+            0 => break,
             closed => total += closed,
         }
     }
+    while settle_once(monitor, now).await? > 0 {}
+    Ok(total)
 }
 
-/// Closes some of the windows that are past their close. Answers their rows.
+/// Closes some of the windows that may close. Answers their rows.
 ///
 /// None left to answer can also mean that other monitors are closing the rest.
 ///
 /// # Errors
 /// When the database does not do its part; then nothing is changed.
 pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, db::Error> {
-    let ended_by = now.minus(monitor.grace);
+    let tide = monitor.tide(now).await?;
     let closed = db::long_transaction(&monitor.pool, "sweep", move |connection| {
         Box::pin(async move {
-            let limits = (WINDOWS_PER_STEP, SLOTS_PER_STEP);
-            let due = repository::claim_due(connection, ended_by, limits.0, limits.1).await?;
-            close_windows(connection, &due, now).await
+            let claimed = repository::claim_due(connection, &tide, STEP).await?;
+            let uuids: Vec<Uuid> = claimed.iter().map(|window| window.window.uuid).collect();
+            let suspects = repository::suspect_windows(connection, &uuids).await?;
+            let is_suspect = |window: &StoredWindow| suspects.contains(&window.window.uuid);
+            let due = claimed
+                .into_iter()
+                .map(|window| (tide.closing(&window, is_suspect(&window)), window));
+            let due: Vec<_> = due.filter(|(closing, _)| closing.is_now()).collect();
+            close_windows(connection, &due, &tide).await
         })
     })
     .await?;
@@ -110,7 +132,27 @@ pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, d
     Ok(closed.into_iter().map(|window| window.id).collect())
 }
 
-/// Closes every window that is past its close, on request, and says which are held.
+/// Settles some of the windows that were closed as unobserved, now that nothing of them can be on
+/// its way any more: what is still missing is missing indeed. Answers how many.
+///
+/// # Errors
+/// When the database does not do its part; then nothing is changed.
+pub async fn settle_once(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
+    let tide = monitor.tide(now).await?;
+    db::long_transaction(&monitor.pool, "settle windows", move |connection| {
+        Box::pin(async move {
+            let due_by = tide.by_watermark();
+            let windows = repository::claim_unobserved(connection, due_by, STEP.windows).await?;
+            for id in &windows {
+                repository::settle_unobserved(connection, *id, now).await?;
+            }
+            Ok(windows.len())
+        })
+    })
+    .await
+}
+
+/// Closes every window that may close, on request, and says which are held.
 ///
 /// # Errors
 /// When the database does not do its part; what was closed stays closed.
@@ -124,14 +166,20 @@ pub async fn sweep_on_request(monitor: &Monitor, now: Timestamp) -> Result<Swept
         ids.extend(closed);
     }
     let closed = repository::windows_by_id(&monitor.pool, &ids).await?;
-    let grace_began = now.minus(monitor.grace);
+    let tide = monitor.tide(now).await?;
     let limit = u32::try_from(WINDOWS_PER_ANSWER).unwrap_or(u32::MAX);
-    let held = repository::held(&monitor.pool, now, grace_began, limit).await?;
-    let held = held.iter().map(|window| (window.window.uuid, reason_held(monitor, window)));
+    let over = repository::over(&monitor.pool, now, limit).await?;
+    let uuids: Vec<Uuid> = over.iter().map(|window| window.window.uuid).collect();
+    let mut connection = monitor.pool.acquire().await?;
+    let suspects = repository::suspect_windows(&mut connection, &uuids).await?;
+    let held = over.iter().filter_map(|window| {
+        let uuid = window.window.uuid;
+        reason_held(&tide, window, suspects.contains(&uuid)).map(|reason| (uuid, reason))
+    });
     Ok(Swept { closed, held: held.collect() })
 }
 
-/// Closes one window, on request, if it is past its close. None if there is no such window.
+/// Closes one window, on request, if it may close. None if there is no such window.
 ///
 /// # Errors
 /// When the database does not do its part; then nothing is changed.
@@ -140,61 +188,84 @@ pub async fn sweep_window(
     uuid: Uuid,
     now: Timestamp,
 ) -> Result<Option<Swept>, db::Error> {
-    let ended_by = now.minus(monitor.grace);
-    let (found, closed) =
+    let tide = monitor.tide(now).await?;
+    let (found, is_suspect, closed) =
         db::long_transaction(&monitor.pool, "sweep one window", move |connection| {
             Box::pin(async move {
                 let found = repository::lock_window(connection, uuid).await?;
-                let due: Vec<StoredWindow> =
-                    found.iter().filter(|window| is_due(window, ended_by)).cloned().collect();
-                Ok((found, close_windows(connection, &due, now).await?))
+                let suspects = repository::suspect_windows(connection, &[uuid]).await?;
+                let is_suspect = suspects.contains(&uuid);
+                let due =
+                    found.iter().map(|window| (tide.closing(window, is_suspect), window.clone()));
+                let due: Vec<_> = due.filter(|(closing, _)| closing.is_now()).collect();
+                Ok((found, is_suspect, close_windows(connection, &due, &tide).await?))
             })
         })
         .await?;
     let Some(window) = found else { return Ok(None) };
     if closed.is_empty() {
-        return Ok(Some(Swept { held: vec![(uuid, reason_held(monitor, &window))], closed }));
+        let reason = reason_held(&tide, &window, is_suspect);
+        return Ok(Some(Swept {
+            held: reason.map(|reason| (uuid, reason)).into_iter().collect(),
+            closed,
+        }));
     }
     closed.iter().for_each(log_closed);
     let closed = repository::windows_by_id(&monitor.pool, &[window.id]).await?;
     Ok(Some(Swept { closed, held: Vec::new() }))
 }
 
-fn is_due(window: &StoredWindow, ended_by: Timestamp) -> bool {
-    window.status == WindowStatus::Open && window.window.ends_at() <= ended_by
-}
-
-fn reason_held(monitor: &Monitor, window: &StoredWindow) -> String {
-    match window.closed_at {
-        Some(at) => format!("was closed before, at {at}, with status {}", window.status),
-        None => format!(
-            "closes at {}, which is the end of its last slot and a grace of {} s",
-            window.window.ends_at().plus(monitor.grace),
-            monitor.grace.as_secs_f64()
-        ),
+/// Why a window is not closed; none if it may close.
+fn reason_held(tide: &Tide, window: &StoredWindow, is_suspect: bool) -> Option<String> {
+    let closes_at = window.due_at().plus(tide.grace);
+    let grace = tide.grace.as_secs_f64();
+    let watermark = || tide.watermark.map_or_else(|| "unknown".to_owned(), |at| at.to_string());
+    match tide.closing(window, is_suspect) {
+        Closing::Due | Closing::Unobserved => None,
+        Closing::Done => Some(match window.closed_at {
+            Some(at) => format!("was closed before, at {at}, with status {}", window.status),
+            None => format!("was closed before, with status {}", window.status),
+        }),
+        Closing::NotOver => Some(format!(
+            "closes at {closes_at}, which is the end of its last slot and a grace of {grace} s"
+        )),
+        Closing::OnItsWay => Some(format!(
+            "was to close at {closes_at}, but heartbeats may still be on their way: all those sent \
+             before {} have been delivered",
+            watermark()
+        )),
+        Closing::Suspect => Some(format!(
+            "was to close at {closes_at}, but one of its messages makes the monitor fail; it is \
+             tried again before it becomes a dead letter"
+        )),
     }
 }
 
 /// Closes windows that this transaction holds. Answers them with their final counts.
 async fn close_windows(
     connection: &mut db::Connection,
-    due: &[StoredWindow],
-    now: Timestamp,
+    due: &[(Closing, StoredWindow)],
+    tide: &Tide,
 ) -> Result<Vec<StoredWindow>, db::Error> {
-    let ids: Arc<[i64]> = due.iter().map(|window| window.id).collect();
+    let ids: Arc<[i64]> = due.iter().map(|(_, window)| window.id).collect();
     let present = repository::present_slots(connection, &ids).await?;
-    for StoredWindow { id, window, .. } in due {
+    for (closing, stored) in due {
+        let StoredWindow { id, window, .. } = stored;
         let missing = match present.get(id) {
             Some(present) => missing_slots(window, present),
             None => (0..window.slots()).collect(),
         };
-        repository::insert_missing(connection, (*id, window), &missing, now).await?;
+        let observed = |slot: &u32| *closing == Closing::Due || tide.observes(stored, *slot);
+        let (missing, unobserved): (Vec<u32>, Vec<u32>) = missing.into_iter().partition(observed);
+        for (slots, cause) in [(missing, None), (unobserved, Some(UNOBSERVED))] {
+            repository::insert_missing(connection, (*id, window), &slots, cause, tide.now).await?;
+        }
     }
     let counted = repository::counts(connection, &ids).await?;
     let mut closed = Vec::with_capacity(due.len());
-    for window in due {
+    for (_, window) in due {
         let counts = counted.get(&window.id).map_or(Counts::default(), |(counts, _)| *counts);
-        repository::close(connection, window.id, counts, now).await?;
+        repository::close(connection, window.id, counts, tide.now).await?;
         closed.push(StoredWindow { status: counts.verdict(), counts, ..window.clone() });
     }
     Ok(closed)
@@ -202,22 +273,26 @@ async fn close_windows(
 
 fn log_closed(StoredWindow { window, status, counts, .. }: &StoredWindow) {
     let (service, expected, missing) = (&window.service, window.slots(), counts.missing);
-    if *status == WindowStatus::Alert {
+    if counts.cause().is_some() {
+        tracing::warn!(window = %window.uuid, %service, expected, missing, "closed as unobserved: it was held for too long");
+    } else if *status == WindowStatus::Alert {
         tracing::warn!(window = %window.uuid, %service, expected, missing, "ALERT: heartbeats are missing");
     } else {
         tracing::info!(window = %window.uuid, %service, expected, "closed: every heartbeat arrived");
     }
 }
 
-/// How long to wait: until the next window may close, if that is sooner than the interval.
+/// How long to wait: until the next window may close, if that is sooner than the interval. A
+/// watermark that advances ends the wait.
 async fn pause_after(monitor: &Monitor, interval: Duration, now: Timestamp) -> Duration {
-    match db::patiently(repository::ending_next(&monitor.pool)).await {
-        Ok(Some(ends_at)) => {
-            let closes_in = now.until(ends_at.plus(monitor.grace));
-            // One that should have closed and did not is in the hands of another monitor.
-            let shortest = if closes_in.is_zero() { LEFT_ALONE_PAUSE } else { SHORTEST_PAUSE };
-            closes_in.clamp(shortest.min(interval), interval)
-        }
-        _ => interval,
-    }
+    let next = db::patiently(repository::due_next(&monitor.pool)).await;
+    let Ok([by_clock, by_watermark]) = next else { return interval };
+    let closes_in = |due_at: Timestamp| now.until(due_at.plus(monitor.grace));
+    // One that should have closed and did not is in the hands of another monitor.
+    let by_clock =
+        by_clock.map(closes_in).map(|wait| if wait.is_zero() { LEFT_ALONE_PAUSE } else { wait });
+    // One whose time is over waits for the watermark, not for the clock.
+    let by_watermark = by_watermark.map(closes_in).filter(|wait| !wait.is_zero());
+    let wait = by_clock.into_iter().chain(by_watermark).min().unwrap_or(interval);
+    wait.max(SHORTEST_PAUSE).min(interval)
 }

@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 use crate::wire::{Timestamp, Window};
 
+/// The cause of a slot that is missing only because it could not be observed.
+pub const UNOBSERVED: &str = "unobserved";
+
 /// Where a window stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WindowStatus {
@@ -59,6 +62,8 @@ pub struct Counts {
     pub errors: u32,
     /// Slots found missing when the window closed, less those that arrived since.
     pub missing: u32,
+    /// Those of them that are missing only because they could not be observed.
+    pub unobserved: u32,
 }
 
 impl Counts {
@@ -66,6 +71,12 @@ impl Counts {
     #[must_use]
     pub const fn verdict(self) -> WindowStatus {
         if self.missing == 0 { WindowStatus::Closed } else { WindowStatus::Alert }
+    }
+
+    /// Why slots are missing, if for one reason only that is not the sender's.
+    #[must_use]
+    pub const fn cause(self) -> Option<&'static str> {
+        if self.missing > 0 && self.unobserved == self.missing { Some(UNOBSERVED) } else { None }
     }
 }
 
@@ -82,12 +93,26 @@ pub struct StoredWindow {
     pub counts: Counts,
     /// Distinct heartbeats outside of its slots.
     pub unscheduled: u32,
+    /// Whether anything of it came through the stream.
+    pub via_stream: bool,
+    /// How far the sender's clock is behind the stream's, in microseconds, at the most.
+    pub clock_offset_us: Option<i64>,
+    /// For how long monitors had been running, in microseconds, when it was found to be held.
+    pub held_from_us: Option<i64>,
     /// When the monitor first heard of it.
     pub created_at: Timestamp,
     /// When anything about it last changed.
     pub updated_at: Timestamp,
     /// When it was closed.
     pub closed_at: Option<Timestamp>,
+}
+
+impl StoredWindow {
+    /// End of its last slot by the stream's clock.
+    #[must_use]
+    pub fn due_at(&self) -> Timestamp {
+        self.window.ends_at().plus_micros(self.clock_offset_us.unwrap_or(0))
+    }
 }
 
 /// The slots of a window that are not among those present.
@@ -102,9 +127,18 @@ mod tests {
 
     #[test]
     fn one_missing_slot_is_an_alert() {
-        let counts = |missing| Counts { received: 3, errors: 3, missing };
+        let counts = |missing| Counts { received: 3, errors: 3, missing, unobserved: 0 };
         assert_eq!(counts(0).verdict(), WindowStatus::Closed);
         assert_eq!(counts(1).verdict(), WindowStatus::Alert);
+    }
+
+    #[test]
+    fn one_slot_that_was_observed_is_reason_enough_for_an_alert() {
+        let cause =
+            |missing, unobserved| Counts { missing, unobserved, ..Counts::default() }.cause();
+        assert_eq!(cause(0, 0), None);
+        assert_eq!(cause(2, 2), Some(UNOBSERVED));
+        assert_eq!(cause(2, 1), None);
     }
 
     #[test]

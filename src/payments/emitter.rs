@@ -1,9 +1,9 @@
-//! Carrying windows out: ticks on the clock, the outbox behind them, and the leases that say which
-//! process works on which window.
+//! Carrying windows out: ticks on the clock, and the leases that say which process works on which
+//! window.
 //!
-//! Each window has a ticker, which stores what is done in each slot, and a publisher, which sends
-//! what is stored and not yet known to be sent. The two meet only in the database, so that a Redis
-//! that is away never makes a tick late.
+//! Each window has a ticker, which stores what is done in each slot, and a
+//! [publisher](super::publish), which sends what is stored and not yet known to be sent. The two
+//! meet only in the database, so that a Redis that is away never makes a tick late.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,11 +15,8 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::plan::Plan;
-use super::repository;
-use super::{Payments, PlannedWindow};
-use crate::retry::Backoff;
-use crate::stream::StreamError;
-use crate::wire::{Heartbeat, Timestamp};
+use super::{Payments, PlannedWindow, publish, repository};
+use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
 /// Most windows that one process works on at a time.
@@ -28,12 +25,6 @@ pub const MAX_OPEN_WINDOWS: usize = 200;
 const LEASE: Duration = Duration::from_secs(6);
 /// How often leases are renewed, and windows without an owner looked for.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
-/// Longest pause of a publisher that fails.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How long a publisher that is told to stop may go on sending.
-const LAST_SENDS: Duration = Duration::from_secs(3);
-/// Heartbeats that one step of a publisher sends.
-const SENDS_PER_STEP: u32 = 200;
 
 /// A handle to hand windows to the emitter of this process.
 #[derive(Clone, Debug)]
@@ -186,7 +177,7 @@ async fn carry_out(payments: Payments, window: PlannedWindow, stop: Cancellation
         run_ticker(&payments, &window.plan, &wake, &stop).await;
         all_ticked.cancel();
     };
-    let publisher = run_publisher(&payments, &window, &wake, &all_ticked, &stop);
+    let publisher = publish::run(&payments, &window, &wake, &all_ticked, &stop);
     tokio::join!(ticker, publisher);
     stop.cancel();
 }
@@ -230,128 +221,4 @@ pub async fn tick_once(
 ) -> Result<(), db::Error> {
     let status = plan.intent(slot).status();
     repository::insert_tick(&payments.pool, &plan.window, slot, status.as_ref(), now).await
-}
-
-async fn run_publisher(
-    payments: &Payments,
-    window: &PlannedWindow,
-    wake: &Notify,
-    all_ticked: &CancellationToken,
-    stop: &CancellationToken,
-) {
-    let mut backoff = Backoff::new(Duration::from_millis(500), LONGEST_PAUSE);
-    let mut progress = Progress { announced: window.announced, first_unsent: 0 };
-    loop {
-        let is_last = all_ticked.is_cancelled();
-        let outcome = tokio::select! {
-            outcome = publish_once(payments, &window.plan, &mut progress) => outcome,
-            () = long_after(stop) => return,
-        };
-        let shown = outcome.as_ref().map_err(PublishError::advice);
-        payments.readiness.note("publishing", &shown);
-        match outcome {
-            Ok(more) if more && !stop.is_cancelled() => backoff.reset(),
-            _ if stop.is_cancelled() => return,
-            Ok(_) if is_last => return finish(payments, &window.plan, stop).await,
-            Ok(_) => {
-                backoff.reset();
-                tokio::select! {
-                    () = wake.notified() => (),
-                    () = all_ticked.cancelled() => (),
-                    () = stop.cancelled() => (),
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, window = %window.plan.window.uuid, "publishing failed");
-                shutdown::sleep(backoff.next_delay(rand::random()), stop).await;
-            }
-        }
-    }
-}
-
-/// Ends when a publisher that was told to stop has had time enough: what it has not sent is sent by
-/// the next start.
-async fn long_after(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(LAST_SENDS).await;
-}
-
-/// Why a step of the publisher failed.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// The audit could not be read or marked.
-    #[error("the payments database failed: {0}")]
-    Database(#[from] db::Error),
-    /// The stream could not be written.
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-}
-
-impl PublishError {
-    /// What to tell a person who asks why nothing is published; shows no detail.
-    #[must_use]
-    pub const fn advice(&self) -> &'static str {
-        match self {
-            Self::Database(error) => error.class.advice(),
-            Self::Stream(error) => error.advice(),
-        }
-    }
-}
-
-/// How far the publisher of a window has come. Slots are stored in order, so that none before
-/// `first_unsent` can need sending any more.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
-    /// Whether the announcement is known to be written.
-    pub announced: bool,
-    /// The first slot that may be stored and not sent.
-    pub first_unsent: u32,
-}
-
-/// Announces the window if that is not done, then sends what the audit holds and does not know to
-/// be sent. Answers whether there may be more.
-///
-/// # Errors
-/// When Redis or the database does not do its part. What was sent and could not be marked is sent
-/// again, which the monitor drops.
-pub async fn publish_once(
-    payments: &Payments,
-    plan: &Plan,
-    progress: &mut Progress,
-) -> Result<bool, PublishError> {
-    let Payments { pool, producer, .. } = payments;
-    let uuid = plan.window.uuid;
-    if !progress.announced {
-        let id = producer.publish_announcement(&plan.window.to_json()).await?;
-        repository::mark_announced(pool, uuid, id).await?;
-        progress.announced = true;
-    }
-    let reading = repository::unsent_ticks(pool, uuid, progress.first_unsent, SENDS_PER_STEP);
-    let unsent = db::patiently(reading).await?;
-    for tick in &unsent {
-        let heartbeat = Heartbeat {
-            window: plan.window.clone(),
-            status: tick.status.clone(),
-            timestamp: tick.timestamp,
-            slot: Some(i64::from(tick.slot)),
-            stream_id: None,
-        };
-        let id = producer.publish_heartbeat(&heartbeat.to_json()).await?;
-        repository::mark_sent(pool, uuid, tick.slot, id, clock::now()).await?;
-        progress.first_unsent = tick.slot + 1;
-    }
-    Ok(unsent.len() >= SENDS_PER_STEP as usize)
-}
-
-/// Notes that a window is done, until that is stored.
-async fn finish(payments: &Payments, plan: &Plan, stop: &CancellationToken) {
-    let mut backoff = Backoff::new(Duration::from_millis(500), LONGEST_PAUSE);
-    while let Err(error) = repository::finish(&payments.pool, plan.window.uuid, clock::now()).await
-    {
-        tracing::warn!(%error, window = %plan.window.uuid, "finishing a window failed");
-        if !shutdown::sleep(backoff.next_delay(rand::random()), stop).await {
-            return;
-        }
-    }
-    tracing::info!(window = %plan.window.uuid, "a window is done");
 }

@@ -1,6 +1,7 @@
 //! The payments services' SQL, on tables that they share with older senders.
 
 mod audit;
+mod resending;
 mod windows;
 
 use chrono::{DateTime, Utc};
@@ -10,8 +11,9 @@ use sqlx::{MySqlPool, Row};
 use crate::db;
 use crate::wire::Timestamp;
 
-pub(super) use audit::{AuditRow, audit, insert_tick, mark_sent, totals, unsent_ticks};
+pub(super) use audit::{AuditRow, StoredTick, audit, insert_tick, mark_sent, totals, unsent_ticks};
 pub use audit::{AuditTotals, totals_by_window};
+pub(super) use resending::{announced_since, known_redis, published_between, remember_redis};
 pub use windows::PlannedWindow;
 pub(super) use windows::{
     ListedWindow, claim_windows, finish, insert_window, last_continuous_end, list_windows,

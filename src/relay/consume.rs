@@ -5,6 +5,7 @@
 //! messages, so that the relay's memory does not grow with the backlog.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -17,6 +18,9 @@ use crate::retry::Backoff;
 use crate::shutdown;
 use crate::stream::{Entry, Source, StreamError, StreamId};
 
+/// What one read should bring at the most, in bytes. Redis counts entries only, so that the size of
+/// those to come is guessed from the largest seen lately.
+const READ_BYTES: usize = 8 * 1024 * 1024;
 /// Pause after Redis failed.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -48,6 +52,7 @@ pub async fn run(delivery: Arc<Delivery>, limits: Limits) -> anyhow::Result<()> 
     let consumer = Consumer {
         slots: Arc::new(Semaphore::new(limits.concurrency)),
         deliveries: TaskTracker::new(),
+        largest: AtomicUsize::new(0),
         delivery,
         limits,
     };
@@ -65,6 +70,8 @@ struct Consumer {
     limits: Limits,
     slots: Arc<Semaphore>,
     deliveries: TaskTracker,
+    /// Size of the largest entry seen lately, in bytes.
+    largest: AtomicUsize,
 }
 
 impl Consumer {
@@ -100,11 +107,11 @@ impl Consumer {
     ) -> Result<Option<[StreamId; 2]>, StreamError> {
         let group = &self.delivery.group;
         let Some(after) = pending_after else {
-            let entries = group.read_new(self.limits.batch_size).await?;
+            let entries = group.read_new(self.count()).await?;
             self.set_out(slot, entries);
             return Ok(None);
         };
-        let entries = group.read_own(self.limits.batch_size, after).await?;
+        let entries = group.read_own(self.count(), after).await?;
         let next = (!entries.is_empty()).then(|| ids_after(after, &entries));
         self.set_out(slot, entries);
         Ok(next)
@@ -144,14 +151,15 @@ impl Consumer {
     async fn claim_all(&self, source: Source) -> Result<(), StreamError> {
         let mut cursor = "0-0".to_owned();
         while let Some(slot) = self.slot().await {
-            let Limits { lease, batch_size, .. } = self.limits;
-            let claimed = self.delivery.group.claim(source, lease, &cursor, batch_size).await?;
+            let (lease, count) = (self.limits.lease, self.count());
+            let claimed = self.delivery.group.claim(source, lease, &cursor, count).await?;
             if claimed.deleted > 0 {
                 tracing::error!(
                     entries = claimed.deleted,
                     "pending entries were deleted from the stream by somebody else: their content \
-                     is lost"
+                     is lost unless the senders send it again, which they are told to do"
                 );
+                self.delivery.group.renew_epoch().await?;
             }
             if !claimed.entries.is_empty() {
                 tracing::info!(entries = claimed.entries.len(), "took over from a silent relay");
@@ -179,7 +187,16 @@ impl Consumer {
         }
     }
 
+    /// How many entries to read at a time.
+    fn count(&self) -> usize {
+        entries_within(READ_BYTES, self.largest.load(Ordering::Relaxed), self.limits.batch_size)
+    }
+
     fn set_out(&self, slot: OwnedSemaphorePermit, entries: Vec<Entry>) {
+        if let Some(largest) = entries.iter().map(Entry::size_bytes).max() {
+            let before = self.largest.load(Ordering::Relaxed);
+            self.largest.store(largest.max(before / 2), Ordering::Relaxed);
+        }
         let entries = self.delivery.held.take(entries);
         if entries.is_empty() {
             return;
@@ -191,6 +208,11 @@ impl Consumer {
     }
 }
 
+/// How many entries of a size fit into a read: at least one, and at most a batch.
+fn entries_within(bytes: usize, entry_bytes: usize, batch_size: usize) -> usize {
+    (bytes / entry_bytes.max(1)).clamp(1, batch_size)
+}
+
 /// The highest ids read so far, per stream.
 fn ids_after([windows, heartbeats]: [StreamId; 2], entries: &[Entry]) -> [StreamId; 2] {
     let highest = |source, start: StreamId| {
@@ -198,4 +220,16 @@ fn ids_after([windows, heartbeats]: [StreamId; 2], entries: &[Entry]) -> [Stream
         ids.fold(start, StreamId::max)
     };
     [highest(Source::Windows, windows), highest(Source::Heartbeats, heartbeats)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_entries_are_read_a_few_at_a_time() {
+        let count = |entry_bytes| entries_within(READ_BYTES, entry_bytes, 256);
+        assert_eq!([0, 400, 32 * 1024].map(count), [256, 256, 256]);
+        assert_eq!([64 * 1024, 1024 * 1024, 10 * 1024 * 1024].map(count), [128, 8, 1]);
+    }
 }

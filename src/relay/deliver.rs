@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::forward::{Answer, Forwarder, Item};
 use super::gate::Gate;
@@ -19,7 +20,8 @@ use crate::clock;
 use crate::http::Readiness;
 use crate::retry::Backoff;
 use crate::shutdown;
-use crate::stream::{Entry, Group, Source, StreamError, StreamId};
+use crate::stream::{Entry, Facts, Group, Source, StreamError, StreamId};
+use crate::wire::{Breaker, SuspectReport, Timestamp};
 
 /// Pauses between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
@@ -31,6 +33,8 @@ pub const MAX_SUSPECTS: usize = 1_000;
 const SETTLE_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// Attempts after which a batch that makes the monitor fail is cut in two.
 const ATTEMPTS_TOGETHER: u32 = 3;
+/// Failures after which a message alone is at fault: in between, others have passed.
+const STRIKES_OF_A_SUSPECT: u32 = 2;
 
 /// Everything that a delivery needs. Shared by all.
 #[derive(Debug)]
@@ -65,14 +69,16 @@ struct Job {
     strikes: u32,
     /// [`Delivery::passed`] at the last of these.
     passed_before: u64,
+    /// When it was first in hand.
+    since: Timestamp,
     /// When to send it (again).
     due: Instant,
 }
 
 impl Job {
-    fn new(source: Source, items: Vec<Item>) -> Self {
+    fn new(source: Source, items: Vec<Item>, since: Timestamp) -> Self {
         let backoff = Backoff::new(PAUSE.0, PAUSE.1);
-        Self { source, items, backoff, strikes: 0, passed_before: 0, due: Instant::now() }
+        Self { source, items, backoff, strikes: 0, passed_before: 0, since, due: Instant::now() }
     }
 
     /// The same again, after a pause that grows up to `longest`, or the longer one that the monitor
@@ -91,7 +97,7 @@ impl Job {
     fn halves(mut self) -> Vec<Self> {
         let second = self.items.split_off(self.items.len() / 2);
         let halves = [self.items, second].into_iter().filter(|items| !items.is_empty());
-        halves.map(|items| Self::new(self.source, items)).collect()
+        halves.map(|items| Self::new(self.source, items, self.since)).collect()
     }
 
     fn ids(&self) -> Vec<StreamId> {
@@ -104,8 +110,8 @@ impl Job {
 enum Settlement<'a> {
     /// The monitor has committed them.
     Acknowledge(&'a [StreamId]),
-    /// It refuses this one, for this reason.
-    DeadLetter(StreamId, &'a str),
+    /// It refuses this one; these are the facts.
+    DeadLetter(StreamId, &'a Facts),
 }
 
 impl Delivery {
@@ -117,10 +123,11 @@ impl Delivery {
     pub async fn deliver(&self, entries: Vec<Entry>, slot: OwnedSemaphorePermit) {
         let (mut place, mut is_aside) = (slot, false);
         let mut jobs = Vec::with_capacity(2);
+        let now = clock::now();
         for source in Source::ALL {
             let items = self.readable(source, &entries).await;
             if !items.is_empty() {
-                jobs.push(Job::new(source, items));
+                jobs.push(Job::new(source, items, now));
             }
         }
         while !jobs.is_empty() {
@@ -156,7 +163,9 @@ impl Delivery {
         for entry in entries.iter().filter(|entry| entry.source == source) {
             match Item::read(entry) {
                 Ok(item) => items.push(item),
-                Err(reason) => self.dead_letter(source, entry.id, &reason).await,
+                Err(reason) => {
+                    self.dead_letter(source, (entry.id, (None, None)), reason, clock::now()).await;
+                }
             }
         }
         items
@@ -166,6 +175,12 @@ impl Delivery {
     async fn attempt(&self, job: Job) -> Vec<Job> {
         let answer = self.forwarder.send(job.source, &job.items).await;
         self.gate.learn(&answer);
+        match self.gate.report() {
+            Breaker::Closed => self.readiness.works("breaker"),
+            Breaker::Open { reason } => {
+                self.readiness.trouble("breaker", format!("open, nothing is read: {reason}"));
+            }
+        }
         self.note(&answer);
         match answer {
             Answer::Taken(outcomes) => {
@@ -175,7 +190,8 @@ impl Delivery {
             }
             Answer::Refused(reason) => match job.items.as_slice() {
                 [only] => {
-                    self.dead_letter(job.source, only.id, &reason).await;
+                    let named = (only.id, only.identity());
+                    self.dead_letter(job.source, named, reason, job.since).await;
                     Vec::new()
                 }
                 _ => job.halves(),
@@ -219,8 +235,13 @@ impl Delivery {
         match job.items.as_slice() {
             [only] if job.strikes > self.max_retries => {
                 let reason = format!("{reason}, {} times while others passed", self.max_retries);
-                self.dead_letter(job.source, only.id, &reason).await;
+                let named = (only.id, only.identity());
+                self.dead_letter(job.source, named, reason, job.since).await;
                 Vec::new()
+            }
+            [only] if job.strikes >= STRIKES_OF_A_SUSPECT => {
+                self.suspect(&job, only, reason).await;
+                vec![job.again(None, SUSPECT_PAUSE)]
             }
             [_, _, ..] if job.backoff.attempts() + 1 >= ATTEMPTS_TOGETHER => job.halves(),
             _ => vec![job.again(None, SUSPECT_PAUSE)],
@@ -233,7 +254,10 @@ impl Delivery {
         for (item, outcome) in job.items.iter().zip(outcomes) {
             match outcome {
                 Ok(()) => taken.push(item.id),
-                Err(reason) => self.dead_letter(job.source, item.id, &reason).await,
+                Err(reason) => {
+                    let named = (item.id, item.identity());
+                    self.dead_letter(job.source, named, reason, job.since).await;
+                }
             }
         }
         if !taken.is_empty() {
@@ -242,22 +266,39 @@ impl Delivery {
         }
     }
 
-    async fn dead_letter(&self, source: Source, id: StreamId, reason: &str) {
+    /// Lets the watermark go on without a message that makes the monitor fail while others pass:
+    /// it holds up its own window and no other.
+    async fn suspect(&self, job: &Job, item: &Item, reason: &str) {
+        let (window_uuid, slot) = item.identity();
+        let reason = reason.to_owned();
+        let report = SuspectReport { window_uuid, slot, reason, since: job.since };
+        if let Err(error) = self.group.suspect_entry(job.source, item.id, &report).await {
+            tracing::warn!(%error, id = %item.id, "noting a suspect failed; it holds up everything");
+        }
+    }
+
+    async fn dead_letter(
+        &self,
+        source: Source,
+        (id, (window_uuid, slot)): (StreamId, (Option<Uuid>, Option<i64>)),
+        reason: String,
+        first_at: Timestamp,
+    ) {
         tracing::error!(%id, reason, "a message cannot be taken and becomes a dead letter");
-        self.insist(source, Settlement::DeadLetter(id, reason)).await;
+        let facts = Facts { reason, first_at, at: clock::now(), window_uuid, slot };
+        self.insist(source, Settlement::DeadLetter(id, &facts)).await;
         self.held.release(source, &[id]);
     }
 
     /// Settles messages in Redis, however often it takes. A relay that stops gives up: they stay
     /// pending and are delivered again, which the monitor counts once.
     async fn insist(&self, source: Source, settlement: Settlement<'_>) {
-        let at = clock::now().to_string();
         let mut backoff = Backoff::new(SETTLE_PAUSE.0, SETTLE_PAUSE.1);
         loop {
             let settled = match settlement {
                 Settlement::Acknowledge(ids) => self.group.acknowledge(source, ids).await,
-                Settlement::DeadLetter(id, reason) => {
-                    self.group.dead_letter(source, id, reason, &at).await
+                Settlement::DeadLetter(id, facts) => {
+                    self.group.dead_letter(source, id, facts).await
                 }
             };
             match settled {

@@ -20,12 +20,13 @@ use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::clock;
 use crate::config::MonitorUrl;
 use crate::http;
 use crate::stream::{Entry, Source, StreamId};
-use crate::wire::Timestamp;
+use crate::wire::{PipelineReport, Timestamp};
 
 /// How long a monitor is taken for an old one before the newer resources are tried again.
 const OLD_MONITOR_FOR: Duration = Duration::from_mins(1);
@@ -82,6 +83,24 @@ impl Item {
         members.insert("stream_id".to_owned(), &id);
         let json = serde_json::to_string(&members).map_err(|error| error.to_string())?;
         Ok(Self { id: entry.id, json })
+    }
+
+    /// The window and the slot that the message names, as far as they can be read.
+    #[must_use]
+    pub fn identity(&self) -> (Option<Uuid>, Option<i64>) {
+        #[derive(Deserialize)]
+        struct Identity<'j> {
+            #[serde(borrow)]
+            window_uuid: Option<&'j RawValue>,
+            #[serde(borrow)]
+            slot: Option<&'j RawValue>,
+        }
+        let Ok(identity) = serde_json::from_str::<Identity>(&self.json) else {
+            return (None, None);
+        };
+        let read = |raw: Option<&RawValue>| serde_json::from_str(raw?.get()).ok();
+        let uuid = read(identity.window_uuid).and_then(|text: String| text.parse().ok());
+        (uuid, identity.slot.and_then(|raw| raw.get().parse().ok()))
     }
 }
 
@@ -175,6 +194,32 @@ impl Forwarder {
         }
     }
 
+    /// Tells the monitor where delivery stands. Answers whether it knows such reports, which an old
+    /// monitor does not.
+    ///
+    /// # Errors
+    /// Why the monitor did not take the report.
+    pub async fn report(&self, report: &PipelineReport) -> Result<bool, String> {
+        let body = serde_json::to_string(report).map_err(|error| error.to_string())?;
+        match self.post(self.monitor.join("pipeline"), body).await {
+            Ok(response) if response.status().is_success() => Ok(true),
+            Ok(response)
+                if matches!(
+                    response.status(),
+                    StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+                ) =>
+            {
+                Ok(false)
+            }
+            Ok(response) => {
+                let status = response.status();
+                let body = response.bytes().await.unwrap_or_default();
+                Err(format!("the monitor answered {status}: {}", shown(&body)))
+            }
+            Err(error) => Err(unreached(&error)),
+        }
+    }
+
     fn takes_it_for_old(&self, now: Timestamp) -> bool {
         u64::try_from(now.micros()).unwrap_or(0) < self.old_until.load(Ordering::Relaxed)
     }
@@ -186,12 +231,15 @@ impl Forwarder {
 }
 
 fn no_answer(error: &reqwest::Error) -> Answer {
-    let reason = if error.is_timeout() {
+    Answer::Unavailable { reason: unreached(error), wait: None }
+}
+
+fn unreached(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
         "the monitor did not answer in time".to_owned()
     } else {
         format!("the monitor cannot be reached: {}", http::innermost(error))
-    };
-    Answer::Unavailable { reason, wait: None }
+    }
 }
 
 async fn outcomes(response: Response, expected: usize) -> Answer {

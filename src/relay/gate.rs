@@ -11,12 +11,20 @@ use tokio::time::{Instant, sleep_until};
 
 use super::forward::Answer;
 use crate::retry::breaker::{Breaker, Permit};
+use crate::wire;
 
 /// A circuit breaker that deliveries wait at.
 #[derive(Debug, Default)]
 pub struct Gate {
-    breaker: Mutex<Breaker>,
+    guarded: Mutex<Guarded>,
     state: watch::Sender<State>,
+}
+
+#[derive(Debug, Default)]
+struct Guarded {
+    breaker: Breaker,
+    /// Why the monitor took nothing when it was last asked.
+    reason: String,
 }
 
 /// What those who wait are told.
@@ -40,7 +48,7 @@ impl Gate {
         let mut changes = self.state.subscribe();
         let openings = changes.borrow_and_update().openings;
         loop {
-            let until = match self.lock().permit(Instant::now()) {
+            let until = match self.lock().breaker.permit(Instant::now()) {
                 Permit::Probe => return,
                 Permit::Call if due <= Instant::now() => return,
                 Permit::Call => due,
@@ -59,10 +67,13 @@ impl Gate {
 
     /// Learns from an answer whether the monitor takes messages.
     pub fn learn(&self, answer: &Answer) {
-        let mut breaker = self.lock();
+        let mut guarded = self.lock();
         let changed = match answer {
-            Answer::Taken(_) | Answer::Refused(_) => breaker.succeeded(),
-            Answer::Unavailable { .. } | Answer::Misconfigured(_) => breaker.failed(Instant::now()),
+            Answer::Taken(_) | Answer::Refused(_) => guarded.breaker.succeeded(),
+            Answer::Unavailable { reason, .. } | Answer::Misconfigured(reason) => {
+                guarded.reason.clone_from(reason);
+                guarded.breaker.failed(Instant::now())
+            }
             // A failure may be the message's fault; the others say nothing of the monitor.
             Answer::Failed(_) | Answer::OneByOne | Answer::NotForOldMonitors => false,
         };
@@ -70,12 +81,12 @@ impl Gate {
             return;
         }
         // Told while the breaker is locked: of two changes, the last is then also told last.
-        let is_shut = breaker.is_open();
+        let is_shut = guarded.breaker.is_open();
         self.state.send_modify(|state| {
             state.is_shut = is_shut;
             state.openings += u64::from(!is_shut);
         });
-        drop(breaker);
+        drop(guarded);
         if is_shut {
             tracing::warn!("the monitor takes nothing: reading stops until it does");
         } else {
@@ -83,8 +94,19 @@ impl Gate {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether the gate is open, and if not, why.
+    #[must_use]
+    pub fn report(&self) -> wire::Breaker {
+        let guarded = self.lock();
+        if guarded.breaker.is_open() {
+            wire::Breaker::Open { reason: guarded.reason.clone() }
+        } else {
+            wire::Breaker::Closed
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Guarded> {
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,7 +137,7 @@ mod tests {
                 scope.spawn(|| gate.learn(&Answer::Taken(Vec::new())));
                 scope.spawn(|| (0..3).for_each(|_| gate.learn(&away())));
             });
-            assert_eq!(gate.state.borrow().is_shut, gate.lock().is_open());
+            assert_eq!(gate.state.borrow().is_shut, gate.lock().breaker.is_open());
         }
     }
 

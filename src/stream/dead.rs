@@ -5,7 +5,10 @@
 //!
 //! [`Group::dead_letter`]: super::Group::dead_letter
 
+use std::sync::Arc;
+
 use redis::{FromRedisValue, ParsingError, RedisError, Value, cmd};
+use uuid::Uuid;
 
 use super::{Link, StreamError, StreamId, StreamName};
 
@@ -17,7 +20,8 @@ local letters, from = {}, ARGV[1]
 for i = 1, tonumber(ARGV[3]) do
   local found = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', 1)[1]
   if not found then break end
-  local open = {stream = true, id = true, reason = true, at = true, consumer = true, attempts = true}
+  local open = {stream = true, id = true, reason = true, at = true, consumer = true, attempts = true,
+    first_at = true, window = true, slot = true}
   local facts, message, size, fields = {}, {}, 0, found[2]
   local inside = true
   for f = 1, #fields, 2 do
@@ -82,6 +86,12 @@ pub struct DeadLetter {
     pub consumer: String,
     /// How often the stream had given the message to a relay; none in letters of older relays.
     pub attempts: Option<u64>,
+    /// When that relay tried it first; empty in letters of older relays.
+    pub first_at: String,
+    /// The window that the message belongs to, if the relay could read it.
+    pub window_uuid: Option<Uuid>,
+    /// The slot that the message names, if the relay could read it.
+    pub slot: Option<i64>,
     /// Size of the message's values, in bytes.
     pub size_bytes: u64,
     /// The message's fields, if they were asked for.
@@ -112,14 +122,14 @@ pub enum Replayed {
 /// The dead letters of one stream name.
 #[derive(Debug)]
 pub struct DeadLetters {
-    link: Link,
+    link: Arc<Link>,
     stream: StreamName,
 }
 
 impl DeadLetters {
-    /// Those beside a stream, through a link of their own.
+    /// Those beside a stream.
     #[must_use]
-    pub fn new(link: Link, stream: StreamName) -> Self {
+    pub fn new(link: Arc<Link>, stream: StreamName) -> Self {
         Self { link, stream }
     }
 
@@ -186,6 +196,27 @@ impl DeadLetters {
         self.link.query(&command).await
     }
 
+    /// Up to `count` letters that the relays of a group have not told the monitor of, the oldest
+    /// first and without their messages.
+    ///
+    /// # Errors
+    /// As for [`DeadLetters::extent`].
+    pub async fn untold(&self, group: &str, count: usize) -> Result<Vec<DeadLetter>, StreamError> {
+        let mut command = cmd("GET");
+        let told: Option<StreamId> = self.link.query(command.arg(self.stream.told(group))).await?;
+        self.page(told.unwrap_or_default(), None, count).await
+    }
+
+    /// Notes that the monitor knows of every letter up to this one.
+    ///
+    /// # Errors
+    /// As for [`DeadLetters::extent`]; the monitor is then told again, which is harmless.
+    pub async fn told(&self, group: &str, last: StreamId) -> Result<(), StreamError> {
+        let mut command = cmd("SET");
+        command.arg(self.stream.told(group)).arg(last.to_string());
+        self.link.query(&command).await
+    }
+
     async fn read(
         &self,
         first: &str,
@@ -218,6 +249,9 @@ fn letter(value: Value) -> Result<DeadLetter, ParsingError> {
             b"reason" => letter.reason = text,
             b"at" => letter.at = text,
             b"consumer" => letter.consumer = text,
+            b"first_at" => letter.first_at = text,
+            b"window" => letter.window_uuid = text.parse().ok(),
+            b"slot" => letter.slot = text.parse().ok(),
             _ => letter.attempts = text.parse().ok(),
         }
     }

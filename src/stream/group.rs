@@ -5,19 +5,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, FromRedisValue, RedisError, Value, cmd, pipe};
+use uuid::Uuid;
 
+use super::survey::new_epoch;
 use super::{Link, StreamError, StreamId, StreamName};
 use crate::config::RedisUrl;
+use crate::wire::Timestamp;
+
+/// Creates the group where it is missing, from the first entry on. Whoever finds it missing renews
+/// the epoch in the same step: entries may be gone with it, and senders have to send them again.
+const CREATE: &str = r"
+local created = 0
+for number = 1, 2 do
+  local answer = redis.pcall('XGROUP', 'CREATE', KEYS[number], ARGV[1], '0', 'MKSTREAM')
+  if not answer.err then
+    created = created + 1
+  elseif not string.find(answer.err, 'BUSYGROUP') then
+    return answer
+  end
+end
+if created > 0 then redis.call('SET', KEYS[3], ARGV[2]) end
+return created
+";
 
 /// Moves an entry to the dead letters and acknowledges it, both or neither: what fails, fails before
 /// the acknowledgement. Copying happens inside Redis, so that a body of any size does not travel.
 /// Does nothing if another consumer has already acknowledged the entry. `attempts` is how often the
-/// stream gave the entry to a consumer.
+/// stream gave the entry to a consumer. Every fact is written, known or not: what follows them are
+/// the fields of the message.
 const DEAD_LETTER: &str = r"
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)[1]
 if not held then return 0 end
 local letter = {'stream', KEYS[1], 'id', ARGV[2], 'reason', ARGV[3], 'at', ARGV[4], 'consumer', ARGV[5],
-  'attempts', held[4]}
+  'attempts', held[4], 'first_at', ARGV[6], 'window', ARGV[7], 'slot', ARGV[8]}
 local found = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])
 if found[1] then
   for i = 1, math.min(#found[1][2], 200) do letter[#letter + 1] = found[1][2][i] end
@@ -92,6 +112,29 @@ pub struct Entry {
     pub payload: Option<Vec<u8>>,
 }
 
+impl Entry {
+    /// Size of the payload, in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.payload.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// What a relay writes on a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Why the message was set aside.
+    pub reason: String,
+    /// When the relay that did so tried it first.
+    pub first_at: Timestamp,
+    /// When it was set aside.
+    pub at: Timestamp,
+    /// The window that the message belongs to, if it can be read.
+    pub window_uuid: Option<Uuid>,
+    /// The slot, if it names one.
+    pub slot: Option<i64>,
+}
+
 /// What a claim brought.
 #[derive(Debug)]
 pub struct Claimed {
@@ -110,10 +153,10 @@ type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 #[derive(Debug)]
 pub struct Group {
     reader: Link,
-    writer: Arc<Link>,
-    stream: StreamName,
-    name: String,
-    consumer: String,
+    pub(super) writer: Arc<Link>,
+    pub(super) stream: StreamName,
+    pub(super) name: String,
+    pub(super) consumer: String,
     block: Duration,
 }
 
@@ -135,23 +178,16 @@ impl Group {
     }
 
     /// Makes sure that the group exists on both streams, from their first entry on. Answers
-    /// whether any had to be created.
+    /// whether any had to be created; the senders then learn that entries may be lost.
     ///
     /// # Errors
     /// When Redis does not answer or refuses.
     pub async fn create(&self) -> Result<bool, StreamError> {
-        let mut created = false;
-        for source in Source::ALL {
-            let command = cmd("XGROUP")
-                .arg(&["CREATE", self.key(source), &self.name, "0", "MKSTREAM"])
-                .to_owned();
-            match self.writer.query::<()>(&command).await {
-                Ok(()) => created = true,
-                Err(StreamError::Unavailable(error)) if error.code() == Some("BUSYGROUP") => (),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(created)
+        let mut command = cmd("EVAL");
+        command.arg(CREATE).arg(3).arg(&[self.stream.windows(), self.stream.reports()]);
+        command.arg(self.stream.epoch()).arg(&self.name).arg(new_epoch());
+        let created: u32 = self.writer.query(&command).await?;
+        Ok(created > 0)
     }
 
     /// Up to `count` entries per stream that no consumer has read; waits for some.
@@ -191,7 +227,7 @@ impl Group {
         self.writer.query(with_ids(&mut command, ids)).await
     }
 
-    /// Moves an entry to the dead letters, atomically with its acknowledgement. `at` is when.
+    /// Moves an entry to the dead letters, atomically with its acknowledgement.
     ///
     /// # Errors
     /// When it is not known to be done; ask again.
@@ -199,13 +235,15 @@ impl Group {
         &self,
         source: Source,
         id: StreamId,
-        reason: &str,
-        at: &str,
+        facts: &Facts,
     ) -> Result<(), StreamError> {
+        let Facts { reason, first_at, at, window_uuid, slot } = facts;
         let mut command = cmd("EVAL");
         command.arg(DEAD_LETTER).arg(2).arg(self.key(source)).arg(self.stream.dead());
-        command.arg(&[&self.name, &id.to_string(), reason, at, &self.consumer]);
-        self.writer.query(&command).await
+        command.arg(&[&self.name, &id.to_string(), reason, &at.to_string(), &self.consumer]);
+        let window = window_uuid.map_or_else(String::new, |uuid| uuid.to_string());
+        let slot = slot.map_or_else(String::new, |slot| slot.to_string());
+        self.writer.query(command.arg(&[first_at.to_string(), window, slot])).await
     }
 
     /// Renews the lease on entries that this consumer still works on, without counting it as a
@@ -285,11 +323,8 @@ impl Group {
         self.writer.query_all::<Vec<Value>>(&commands).await.map(drop)
     }
 
-    fn key(&self, source: Source) -> &str {
-        match source {
-            Source::Windows => self.stream.windows(),
-            Source::Heartbeats => self.stream.reports(),
-        }
+    pub(super) fn key(&self, source: Source) -> &str {
+        self.stream.key(source)
     }
 
     fn read_command(&self, count: usize) -> Cmd {

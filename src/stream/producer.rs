@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use redis::cmd;
+use redis::pipe;
 
 use super::{Link, StreamError, StreamId, StreamName};
 
 /// Writes to the streams. An answered write is kept by Redis as far as its own settings promise.
 #[derive(Clone, Debug)]
 pub struct Producer {
-    link: Arc<Link>,
-    stream: StreamName,
+    pub(super) link: Arc<Link>,
+    pub(super) stream: StreamName,
 }
 
 impl Producer {
@@ -20,21 +20,34 @@ impl Producer {
         Self { link, stream }
     }
 
-    /// Writes a heartbeat; answers the id of its entry.
+    /// Writes heartbeats, in one round trip; answers the ids of their entries, in order.
     ///
     /// # Errors
-    /// When it is not known to be written. It may be written all the same, so that sending it
-    /// again can make a duplicate, which the monitor drops.
-    pub async fn publish_heartbeat(&self, payload: &str) -> Result<StreamId, StreamError> {
-        self.publish(self.stream.reports(), payload).await
+    /// When they are not all known to be written. Some may be, so that sending them again can make
+    /// duplicates, which the monitor drops.
+    pub async fn publish_heartbeats(
+        &self,
+        payloads: &[String],
+    ) -> Result<Vec<StreamId>, StreamError> {
+        self.publish(self.stream.reports(), payloads).await
     }
 
-    /// Writes the announcement of a window; answers the id of its entry.
+    /// Writes announcements of windows, in one round trip; answers the ids of their entries, in
+    /// order.
     ///
     /// # Errors
-    /// As for [`Producer::publish_heartbeat`].
-    pub async fn publish_announcement(&self, payload: &str) -> Result<StreamId, StreamError> {
-        self.publish(self.stream.windows(), payload).await
+    /// As for [`Producer::publish_heartbeats`].
+    pub async fn publish_announcements(
+        &self,
+        payloads: &[String],
+    ) -> Result<Vec<StreamId>, StreamError> {
+        self.publish(self.stream.windows(), payloads).await
+    }
+
+    /// The streams that it writes to.
+    #[must_use]
+    pub fn stream(&self) -> &StreamName {
+        &self.stream
     }
 
     /// Asks whether Redis answers.
@@ -45,8 +58,11 @@ impl Producer {
         self.link.ping().await
     }
 
-    async fn publish(&self, key: &str, payload: &str) -> Result<StreamId, StreamError> {
-        let command = cmd("XADD").arg(key).arg("*").arg("payload").arg(payload).to_owned();
-        self.link.query(&command).await
+    async fn publish(&self, key: &str, payloads: &[String]) -> Result<Vec<StreamId>, StreamError> {
+        let mut commands = pipe();
+        for payload in payloads {
+            commands.cmd("XADD").arg(key).arg("*").arg("payload").arg(payload);
+        }
+        self.link.query_all(&commands).await
     }
 }

@@ -1,10 +1,7 @@
 //! One heartbeat: a service's word that it was alive at a slot of a window.
 
 use super::raw::{RawMessage, named};
-use super::{Slot, Status, Tick, Timestamp, Window, WireError};
-
-/// Longest stream id that a relay adds: two 64-bit numbers and a dash.
-const MAX_STREAM_ID_CHARS: usize = 41;
+use super::{Slot, Status, StreamId, Tick, Timestamp, Window, WireError};
 
 /// One heartbeat. `(window.uuid, slot)` is its identity and makes every step idempotent.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +15,7 @@ pub struct Heartbeat {
     /// The slot, if the sender named it; it may lie outside of the window.
     pub slot: Option<i64>,
     /// The id of the stream entry that carried it, if a relay did.
-    pub stream_id: Option<String>,
+    pub stream_id: Option<StreamId>,
 }
 
 impl Heartbeat {
@@ -34,10 +31,7 @@ impl Heartbeat {
         else {
             return Err(WireError::Missing(missing));
         };
-        let stream_id = raw.stream_id.take();
-        if stream_id.as_ref().is_some_and(|id| !is_stream_id(id)) {
-            return Err(WireError::invalid("stream_id must be an id such as 1732183210000-0"));
-        }
+        let stream_id = raw.take_stream_id()?;
         Ok(Self {
             status: named("status", status.parse())?,
             timestamp: named("timestamp", Timestamp::parse(&timestamp))?,
@@ -67,12 +61,16 @@ impl Heartbeat {
             None => window.slot_at(self.timestamp),
         }
     }
-}
 
-fn is_stream_id(text: &str) -> bool {
-    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    text.len() <= MAX_STREAM_ID_CHARS
-        && text.split_once('-').is_some_and(|(ms, sequence)| digits(ms) && digits(sequence))
+    /// How far the sender's clock is behind Redis' clock, in microseconds; what the way to Redis
+    /// took is part of it. None unless a relay carried it.
+    ///
+    /// Senders that name no slot stamp up to a tick ahead, so that they are never taken for ahead.
+    #[must_use]
+    pub fn clock_offset_us(&self) -> Option<i64> {
+        let offset = self.stream_id?.written_at().micros() - self.timestamp.micros();
+        Some(if self.slot.is_some() { offset } else { offset.max(0) })
+    }
 }
 
 #[cfg(test)]
@@ -192,6 +190,20 @@ mod tests {
             let error = Heartbeat::parse(payload, Tick::DEFAULT).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn only_a_sender_that_names_its_slot_can_be_ahead() {
+        let offset = |slot: Option<i64>, id: &str| {
+            let id = id.parse().ok();
+            Heartbeat { slot, stream_id: id, ..parse(&minimal()).unwrap() }.clock_offset_us()
+        };
+        // The stamp is 2026-11-21T10:00:10Z.
+        assert_eq!(offset(Some(1), "1795255212500-3"), Some(2_500_000));
+        assert_eq!(offset(None, "1795255212500-3"), Some(2_500_000));
+        assert_eq!(offset(Some(1), "1795255200000-0"), Some(-10_000_000));
+        assert_eq!(offset(None, "1795255200000-0"), Some(0));
+        assert_eq!(offset(Some(1), "none"), None);
     }
 
     proptest! {

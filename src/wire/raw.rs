@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Heartbeat, MAX_PAYLOAD_BYTES, Rates, Tick, Timestamp, Window, WireError};
+use super::{
+    Announcement, Heartbeat, MAX_PAYLOAD_BYTES, Rates, StreamId, Tick, Timestamp, Window, WireError,
+};
 
 /// Every member that we know; others are ignored.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -17,6 +19,8 @@ pub(super) struct RawMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) timestamp: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) announced_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) slot: Option<i64>,
     tick_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -24,7 +28,7 @@ pub(super) struct RawMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     error_status_no_reportado: Option<f64>,
     #[serde(skip_serializing)]
-    pub(super) stream_id: Option<String>,
+    stream_id: Option<String>,
 }
 
 impl RawMessage {
@@ -61,6 +65,19 @@ impl RawMessage {
             slot: heartbeat.slot,
             ..Self::of_window(&heartbeat.window)
         }
+    }
+
+    pub(super) fn of_announcement(announcement: &Announcement) -> Self {
+        Self {
+            announced_at: announcement.announced_at.as_ref().map(ToString::to_string),
+            ..Self::of_window(&announcement.window)
+        }
+    }
+
+    /// The id of the entry that carried the message, as the relay that read it says.
+    pub(super) fn take_stream_id(&mut self) -> Result<Option<StreamId>, WireError> {
+        let parse = |text: String| named("stream_id", text.parse());
+        self.stream_id.take().map(parse).transpose()
     }
 
     pub(super) fn to_json(&self) -> String {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
-use super::raw::RawMessage;
 use super::{MAX_SLOTS_PER_WINDOW, ServiceName, Timestamp, WireError};
 
 /// The time between two heartbeats of a window: 0.05 to 3600 seconds, in whole microseconds.
@@ -161,20 +160,6 @@ impl Window {
                 ))
             })?;
         Ok(Self { uuid, service, rates, from, to, tick, slots })
-    }
-
-    /// Reads the announcement of a window. `default_tick` stands in for a missing `tick_seconds`.
-    ///
-    /// # Errors
-    /// Anything that is not a window within the limits of [this module](super).
-    pub fn parse(payload: &[u8], default_tick: Tick) -> Result<Self, WireError> {
-        RawMessage::parse(payload)?.into_window(default_tick)
-    }
-
-    /// The announcement of this window, as the stream carries it.
-    #[must_use]
-    pub fn to_json(&self) -> String {
-        RawMessage::of_window(self).to_json()
     }
 
     /// Start of the window, and due time of slot 0.

@@ -8,7 +8,9 @@ use heartbeat::payments;
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
-use crate::support::{Ground, Process, Proxy, eventually, get, heartbeat, pool, window};
+use crate::support::{
+    Ground, Process, Proxy, announcement, eventually, get, heartbeat, pool, window,
+};
 
 /// The first system's tables, as its own program made them, with a row in each.
 const FIRST_SYSTEM: &str = "
@@ -173,7 +175,9 @@ async fn a_monitor_recovers_when_its_connections_fall_silent() {
 async fn batches_in_any_order_do_not_deadlock() {
     let monitor = Ground::new().await.monitor().await;
     let windows: Vec<_> = (0..20).map(|_| window("payments-a", 10)).collect();
-    ingest::announce(&monitor, windows.clone(), windows[0].from()).await.unwrap();
+    ingest::announce(&monitor, windows.iter().map(announcement).collect(), windows[0].from())
+        .await
+        .unwrap();
     let deadlocks =
         "SELECT COUNT FROM information_schema.INNODB_METRICS WHERE NAME = 'lock_deadlocks'";
     let before: i64 = sqlx::query_scalar(deadlocks).fetch_one(&monitor.pool).await.unwrap();

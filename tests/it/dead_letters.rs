@@ -1,17 +1,14 @@
 //! The operator's command for dead letters, against a real Redis and, where messages go back, a
 //! real relay and monitor.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use heartbeat::stream::{Group, Link, StreamId};
+use heartbeat::stream::{Facts, StreamId};
 use redis::streams::StreamRangeReply;
 use redis::{AsyncCommands, cmd, pipe};
 use serde_json::Value;
 
-use crate::support::{Ground, Process, answer, eventually, get, heartbeat, run, shared, window};
-
-const GROUP: &str = "monitor-queue-group";
+use crate::support::{
+    Ground, Process, answer, at, eventually, get, heartbeat, run, shared, window,
+};
 
 /// Runs `heartbeat dead-letters` on a ground.
 async fn dead_letters(ground: &Ground, arguments: &[&str]) -> (i32, String, String) {
@@ -24,15 +21,19 @@ async fn dead_letters(ground: &Ground, arguments: &[&str]) -> (i32, String, Stri
 /// Sends a message and sets it aside as a relay does. Answers the ids of the letter and of the
 /// message.
 async fn set_aside(ground: &Ground, payload: &str, reason: &str) -> [String; 2] {
-    let original = ground.producer().publish_heartbeat(payload).await.unwrap();
-    let link = Arc::new(Link::new(&ground.redis).unwrap());
-    let names = (GROUP.to_owned(), "relay-7".to_owned());
-    let block = Duration::from_millis(10);
-    let group = Group::new(&ground.redis, link, ground.stream.clone(), names, block).unwrap();
+    let original = ground.send(payload).await;
+    let group = ground.group("relay-7");
     group.create().await.unwrap();
     let read = group.read_new(10).await.unwrap();
     assert_eq!(read.len(), 1);
-    group.dead_letter(read[0].source, original, reason, "2026-11-21T10:00:01Z").await.unwrap();
+    let facts = Facts {
+        reason: reason.to_owned(),
+        first_at: at("2026-11-21T10:00:00.5Z"),
+        at: at("2026-11-21T10:00:01Z"),
+        window_uuid: None,
+        slot: Some(7),
+    };
+    group.dead_letter(read[0].source, original, &facts).await.unwrap();
     [letters(ground).await.pop().unwrap(), original.to_string()]
 }
 
@@ -153,7 +154,7 @@ async fn a_replayed_heartbeat_arrives_and_counts_once() {
     assert_eq!((code, out.trim()), (0, "replayed 0 dead letters; 1 was gone already"));
     assert!(err.contains(&format!("{id} is gone")), "{err}");
     // What is sent afterwards arrives after it.
-    ground.producer().publish_heartbeat(&heartbeat(&window, 3).to_json()).await.unwrap();
+    ground.send(heartbeat(&window, 3).to_json()).await;
     let url = monitor.url(&format!("/api/monitor/windows/{}", window.uuid));
     let seen = eventually("both arrive", async || {
         let (_, seen) = answer(get(&url).await.ok()?).await;
@@ -235,13 +236,13 @@ async fn what_cannot_be_meant_is_refused() {
     let ground = Ground::new().await;
     let cases: [(&[&str], &str); 8] = [
         (&[], "Usage: heartbeat dead-letters"),
-        (&["show", "x"], "is no stream id such as 1732183210000-0"),
+        (&["show", "x"], "must be an id such as 1732183210000-0"),
         (&["show"], "<ID>"),
         (&["replay"], "<ID|--all>"),
-        (&["replay", "1-x"], "is no stream id such as"),
+        (&["replay", "1-x"], "must be an id such as"),
         (&["drop", "--all", "1-1"], "cannot be used with"),
         (&["list", "--limit", "0"], "0 is not in 1..=1000"),
-        (&["list", "--after", "-"], "is no stream id"),
+        (&["list", "--after", "-"], "must be an id"),
     ];
     for (arguments, expected) in cases {
         let (code, out, err) = dead_letters(&ground, arguments).await;

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sqlx::Row;
 
-use crate::support::{Ground, heartbeat, window};
+use crate::support::{Ground, announcement, heartbeat, window};
 
 async fn only_window(monitor: &Monitor) -> StoredWindow {
     let mut windows = latest_windows(&monitor.pool, 10).await.unwrap();
@@ -58,7 +58,7 @@ async fn each_heartbeat_of_a_batch_gets_its_own_outcome() {
     let again = take(&monitor, vec![heartbeat(&window, 2), heartbeat(&window, 1)], now).await;
     assert_eq!(again, [Outcome::Duplicate, Outcome::Recorded]);
     let stored = only_window(&monitor).await;
-    assert_eq!(stored.counts, Counts { received: 3, errors: 0, missing: 0 });
+    assert_eq!(stored.counts, Counts { received: 3, errors: 0, missing: 0, unobserved: 0 });
     assert_eq!(stored.unscheduled, 1);
 }
 
@@ -84,7 +84,7 @@ async fn a_windows_first_definition_stands() {
     let monitor = Ground::new().await.monitor().await;
     let window = window("payments-a", 3);
     let now = window.from();
-    let announced = ingest::announce(&monitor, vec![window.clone()], now).await.unwrap();
+    let announced = ingest::announce(&monitor, vec![announcement(&window)], now).await.unwrap();
     assert_eq!(announced, [Outcome::Recorded]);
     let longer = Window::new(
         window.uuid,
@@ -94,7 +94,7 @@ async fn a_windows_first_definition_stands() {
         window.rates,
     )
     .unwrap();
-    let again = ingest::announce(&monitor, vec![longer.clone()], now).await.unwrap();
+    let again = ingest::announce(&monitor, vec![announcement(&longer)], now).await.unwrap();
     assert_eq!(again, [Outcome::Duplicate]);
     let outcomes = take(&monitor, vec![heartbeat(&longer, 2), heartbeat(&longer, 3)], now).await;
     assert_eq!(outcomes, [Outcome::Recorded, Outcome::Unscheduled]);
@@ -110,7 +110,7 @@ async fn a_late_heartbeat_revises_its_own_slot_and_its_window() {
     assert_eq!(sweep::sweep_all(&monitor, over).await.unwrap(), 1);
     let closed = only_window(&monitor).await;
     assert_eq!(closed.status, WindowStatus::Alert);
-    assert_eq!(closed.counts, Counts { received: 1, errors: 0, missing: 2 });
+    assert_eq!(closed.counts, Counts { received: 1, errors: 0, missing: 2, unobserved: 0 });
 
     let late = vec![error(heartbeat(&window, 0)), heartbeat(&window, 1)];
     let outcomes = take(&monitor, late.clone(), over).await;
@@ -118,12 +118,12 @@ async fn a_late_heartbeat_revises_its_own_slot_and_its_window() {
     assert_eq!(take(&monitor, late, over).await, [Outcome::Duplicate, Outcome::Duplicate]);
     let revised = only_window(&monitor).await;
     assert_eq!(revised.status, WindowStatus::Alert);
-    assert_eq!(revised.counts, Counts { received: 2, errors: 1, missing: 1 });
+    assert_eq!(revised.counts, Counts { received: 2, errors: 1, missing: 1, unobserved: 0 });
 
     assert_eq!(take(&monitor, vec![heartbeat(&window, 2)], over).await, [Outcome::Late]);
     let complete = only_window(&monitor).await;
     assert_eq!(complete.status, WindowStatus::Closed);
-    assert_eq!(complete.counts, Counts { received: 3, errors: 1, missing: 0 });
+    assert_eq!(complete.counts, Counts { received: 3, errors: 1, missing: 0, unobserved: 0 });
     assert_eq!(complete.closed_at, closed.closed_at, "it closed when it closed");
 }
 
@@ -151,7 +151,7 @@ async fn sixty_four_concurrent_posters_make_exact_counts() {
     let stored = latest_windows(&monitor.pool, 10).await.unwrap();
     assert_eq!(stored.len(), 5);
     for window in stored {
-        assert_eq!(window.counts, Counts { received: 40, errors: 1, missing: 0 });
+        assert_eq!(window.counts, Counts { received: 40, errors: 1, missing: 0, unobserved: 0 });
     }
     let deliveries: i64 = sqlx::query_scalar("SELECT CAST(SUM(deliveries) AS SIGNED) FROM events")
         .fetch_one(&monitor.pool)
@@ -165,7 +165,7 @@ async fn heartbeats_that_race_sweeps_leave_counts_that_add_up() {
     let monitor = Ground::new().await.monitor().await;
     let windows: Vec<Window> = (0..20).map(|_| window("payments-a", 20)).collect();
     let over = windows[0].ends_at().plus(Duration::from_mins(1));
-    ingest::announce(&monitor, windows.clone(), over).await.unwrap();
+    ingest::announce(&monitor, windows.iter().map(announcement).collect(), over).await.unwrap();
     let mut racers = tokio::task::JoinSet::new();
     for racer in 0..6_usize {
         let (monitor, windows) = (monitor.clone(), windows.clone());
@@ -186,7 +186,7 @@ async fn heartbeats_that_race_sweeps_leave_counts_that_add_up() {
     sweep::sweep_all(&monitor, over).await.unwrap();
     for window in latest_windows(&monitor.pool, 100).await.unwrap() {
         assert_eq!(window.status, WindowStatus::Alert);
-        assert_eq!(window.counts, Counts { received: 19, errors: 0, missing: 1 });
+        assert_eq!(window.counts, Counts { received: 19, errors: 0, missing: 1, unobserved: 0 });
     }
     let rows: i64 =
         sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&monitor.pool).await.unwrap();
@@ -211,7 +211,7 @@ impl Model {
     fn counts(&self, slots: u32) -> Counts {
         let received = u32::try_from(self.arrived.len()).unwrap();
         let errors = u32::try_from(self.arrived.values().filter(|error| **error).count()).unwrap();
-        Counts { received, errors, missing: slots - received }
+        Counts { received, errors, missing: slots - received, unobserved: 0 }
     }
 }
 
@@ -244,7 +244,7 @@ async fn replay(
 ) -> (Counts, u32, Model) {
     let window = window("payments-a", slots);
     let over = window.ends_at().plus(Duration::from_mins(1));
-    ingest::announce(monitor, vec![window.clone()], over).await.unwrap();
+    ingest::announce(monitor, vec![announcement(&window)], over).await.unwrap();
     let mut model = Model::default();
     let mut rest = beats;
     for (number, size) in batches.iter().enumerate() {

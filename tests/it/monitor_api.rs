@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use crate::support::{Ground, answer, at, heartbeat};
+use crate::support::{Ground, announcement, answer, at, heartbeat};
 
 /// A monitor that serves on a port of its own.
 struct Api {
@@ -130,10 +130,10 @@ async fn a_batch_is_answered_item_by_item_in_order() {
 async fn announcements_and_windows_are_shown_slot_by_slot() {
     let api = Api::new().await;
     let window = window();
-    let (status, body) = api.post("windows", window.to_json()).await;
+    let (status, body) = api.post("windows", announcement(&window).to_json()).await;
     assert_eq!(status, StatusCode::ACCEPTED);
     assert_eq!(body["window"]["received_reports"], 0);
-    let batch = format!("[{},{{}}]", window.to_json());
+    let batch = format!("[{},{{}}]", announcement(&window).to_json());
     let (_, outcomes) = api.post("windows/batch", batch).await;
     assert_eq!(
         (&outcomes[0]["outcome"], &outcomes[1]["outcome"]),
@@ -174,8 +174,10 @@ async fn windows_are_listed_in_pages_and_filtered() {
     let api = Api::new().await;
     let windows: Vec<Window> =
         ["a", "b", "a", "a", "b"].map(|service| crate::support::window(service, 2)).into();
-    let batch: Vec<Value> =
-        windows.iter().map(|window| serde_json::from_str(&window.to_json()).unwrap()).collect();
+    let batch: Vec<Value> = windows
+        .iter()
+        .map(|window| serde_json::from_str(&announcement(window).to_json()).unwrap())
+        .collect();
     api.post("windows/batch", json!(batch).to_string()).await;
     let mut seen = Vec::new();
     let mut path = "/api/monitor/windows?service=a&limit=2".to_owned();

@@ -6,8 +6,8 @@ use heartbeat::http;
 use heartbeat::payments::continuous;
 use heartbeat::payments::emitter::{self, Emitter};
 use heartbeat::payments::plan::{Overrides, Plan};
-use heartbeat::payments::{Payments, api};
-use heartbeat::wire::{Heartbeat, Tick, Window};
+use heartbeat::payments::{Payments, api, publish};
+use heartbeat::wire::{Announcement, Heartbeat, Tick};
 use redis::AsyncCommands;
 use redis::streams::StreamRangeReply;
 use reqwest::StatusCode;
@@ -65,13 +65,13 @@ async fn a_tick_is_audited_before_it_is_sent_and_marked_after() {
     assert_eq!(sent_and_not(&payments).await, (0, 10));
     assert!(payloads(&ground, ground.stream.reports()).await.is_empty());
 
-    let mut progress = emitter::Progress::default();
-    let more = emitter::publish_once(&payments, &plan, &mut progress).await.unwrap();
+    let mut progress = publish::Progress::default();
+    let more = publish::publish_once(&payments, &plan, &mut progress).await.unwrap();
     assert!(progress.announced && !more);
     assert_eq!(sent_and_not(&payments).await, (9, 1), "the omitted one stays unsent");
     let announcements = payloads(&ground, ground.stream.windows()).await;
     assert_eq!(announcements.len(), 1);
-    assert_eq!(Window::parse(&announcements[0], Tick::DEFAULT).as_ref(), Ok(&plan.window));
+    assert_eq!(Announcement::parse(&announcements[0], Tick::DEFAULT).unwrap().window, plan.window);
     let heartbeats = payloads(&ground, ground.stream.reports()).await;
     for payload in &heartbeats {
         let heartbeat = Heartbeat::parse(payload, Tick::DEFAULT).unwrap();
@@ -81,7 +81,7 @@ async fn a_tick_is_audited_before_it_is_sent_and_marked_after() {
     }
     assert_eq!(heartbeats.len(), 9);
 
-    emitter::publish_once(&payments, &plan, &mut progress).await.unwrap();
+    publish::publish_once(&payments, &plan, &mut progress).await.unwrap();
     assert_eq!(payloads(&ground, ground.stream.reports()).await.len(), 9, "nothing is sent twice");
 }
 
@@ -92,7 +92,7 @@ async fn a_tick_that_is_stored_again_changes_nothing() {
     let plan = opened(&payments).await;
     let due = plan.window.due(0);
     emitter::tick_once(&payments, &plan, 0, due).await.unwrap();
-    emitter::publish_once(&payments, &plan, &mut emitter::Progress::default()).await.unwrap();
+    publish::publish_once(&payments, &plan, &mut publish::Progress::default()).await.unwrap();
     let before = sent_and_not(&payments).await;
     emitter::tick_once(&payments, &plan, 0, due.plus_micros(999)).await.unwrap();
     assert_eq!(sent_and_not(&payments).await, before);

@@ -16,7 +16,10 @@ use redis::{AsyncCommands, cmd};
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::support::{Ground, Process, eventually, get, heartbeat, pending, received, window};
+use crate::support::{
+    Ground, Process, announcement, eventually, free_address, get, heartbeat, pending, received,
+    run, shared, window,
+};
 
 /// Options that make a relay notice a dead one soon.
 const QUICK: [&str; 4] = ["--lease", "1s", "--http-timeout", "300ms"];
@@ -83,10 +86,10 @@ async fn what_is_committed_is_acknowledged_and_poison_takes_nothing_along() {
     let mut redis = ground.redis().await;
     let stream = ground.stream.reports();
     let poison = poison(&window);
-    let bad_announcement = window.to_json().replace("payments-a", "bad name");
-    ground.producer().publish_announcement(&bad_announcement).await.unwrap();
+    let bad_announcement = announcement(&window).to_json().replace("payments-a", "bad name");
+    ground.announce(bad_announcement).await;
     for (slot, (name, body, _)) in (0..).zip(&poison) {
-        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+        ground.send(heartbeat(&window, slot).to_json()).await;
         let add = cmd("XADD").arg(stream).arg("*").arg(name).arg(body).to_owned();
         add.query_async::<String>(&mut redis).await.unwrap();
     }
@@ -126,7 +129,7 @@ async fn own_pending_entries_come_first_and_those_of_the_dead_are_taken_over() {
     let (monitor, url, _stop) = monitor(&ground).await;
     let window = window("payments-a", 500);
     for slot in 0..400 {
-        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+        ground.send(heartbeat(&window, slot).to_json()).await;
     }
     let mut redis = ground.redis().await;
     let stream = ground.stream.reports();
@@ -168,7 +171,7 @@ async fn a_lost_group_and_an_emptied_redis_are_recovered() {
         }
         for slot in 0..10 {
             let beat = heartbeat(&window, round * 10 + slot).to_json();
-            ground.producer().publish_heartbeat(&beat).await.unwrap();
+            ground.send(beat).await;
         }
         let wanted = (round + 1) * 10;
         eventually(&format!("round {round} arrives"), async || {
@@ -184,9 +187,9 @@ async fn a_monitor_that_is_away_costs_nothing_but_time() {
     let away = crate::support::free_address();
     let relay = Process::relay(&ground, &format!("http://{away}"), &[]).await;
     let window = window("payments-a", 10);
-    ground.producer().publish_announcement(&window.to_json()).await.unwrap();
+    ground.announce(announcement(&window).to_json()).await;
     for slot in 0..10 {
-        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+        ground.send(heartbeat(&window, slot).to_json()).await;
     }
     eventually("the relay says why it is not ready", async || {
         let answer = get(&relay.url("/ready")).await.unwrap();
@@ -203,6 +206,64 @@ async fn a_monitor_that_is_away_costs_nothing_but_time() {
     let ready = get(&relay.url("/ready")).await.unwrap();
     assert!(ready.status().is_success());
     assert!(dead_letters(&ground).await.is_empty());
+}
+
+#[tokio::test]
+async fn two_relays_cannot_share_a_name() {
+    let ground = Ground::new().await;
+    let first = Process::relay(&ground, "http://127.0.0.1:9", &["--consumer-name", "one"]).await;
+    let stream = ground.stream.to_string();
+    let listen = free_address().to_string();
+    let arguments = ["relay", "--consumer-name", "one", "--listen", &listen];
+    let environment =
+        [("REDIS_URL", shared().redis_url.as_str()), ("STREAM_NAME", stream.as_str())];
+    let (code, _, err) = run(&arguments, &environment).await;
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("another relay runs under the name one"), "{err}");
+    assert!(get(&first.url("/health")).await.unwrap().status().is_success());
+    // Who stops lets go of the name, and who is killed keeps it for a moment only.
+    first.terminate().await;
+    let second = Process::relay(&ground, "http://127.0.0.1:9", &["--consumer-name", "one"]).await;
+    second.kill().await;
+    Process::relay(&ground, "http://127.0.0.1:9", &["--consumer-name", "one"]).await;
+}
+
+/// Largest resident memory of a process so far, in MiB.
+fn peak_mib(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[tokio::test]
+async fn memory_does_not_grow_with_the_backlog() {
+    let ground = Ground::new().await;
+    let take = async |body: String| {
+        let items: Vec<&serde_json::value::RawValue> = serde_json::from_str(&body).unwrap();
+        Json(vec![json!({"outcome": "recorded"}); items.len()])
+    };
+    let (url, _stop) =
+        serve(Router::new().route("/api/monitor/heartbeats/batch", post(take))).await;
+    let fill =
+        "for i = 1, tonumber(ARGV[1]) do redis.call('XADD', KEYS[1], '*', 'payload', ARGV[2]) end";
+    let mut redis = ground.redis().await;
+    let payload = heartbeat(&window("payments-a", 1), 0).to_json();
+    // In steps, because Redis does nothing else meanwhile, and other tests use it too.
+    for _ in 0..100 {
+        let mut step = cmd("EVAL");
+        step.arg(fill).arg(1).arg(ground.stream.reports()).arg(10_000).arg(&payload);
+        step.query_async::<()>(&mut redis).await.unwrap();
+    }
+    let relay = Process::relay(&ground, &url, &[]).await;
+    eventually("it has delivered a good part", async || {
+        let groups: redis::streams::StreamInfoGroupsReply =
+            redis.xinfo_groups(ground.stream.reports()).await.unwrap();
+        (groups.groups.first()?.entries_read? > 100_000).then_some(())
+    })
+    .await;
+    let peak = peak_mib(&relay);
+    assert!(peak < 80, "{peak} MiB");
+    redis.unlink::<_, ()>(ground.stream.reports()).await.unwrap();
 }
 
 /// A monitor as it was before batches and announcements.
@@ -235,10 +296,10 @@ async fn an_old_monitor_gets_heartbeats_one_by_one_and_no_announcements() {
     let seen = Arc::default();
     let (url, _stop) = serve(old_monitor(Arc::clone(&seen))).await;
     let (good, bad) = (window("payments-a", 5), window("payments-x", 5));
-    ground.producer().publish_announcement(&good.to_json()).await.unwrap();
+    ground.announce(announcement(&good).to_json()).await;
     for slot in 0..5 {
         for window in [&good, &bad] {
-            ground.producer().publish_heartbeat(&heartbeat(window, slot).to_json()).await.unwrap();
+            ground.send(heartbeat(window, slot).to_json()).await;
         }
     }
     let full_path = format!("{url}/api/monitor/heartbeats");
@@ -273,7 +334,7 @@ async fn a_single_heartbeat_reaches_an_old_monitor_too() {
     let seen = Arc::default();
     let (url, _stop) = serve(old_monitor(Arc::clone(&seen))).await;
     let beat = heartbeat(&window("payments-a", 5), 0).to_json();
-    ground.producer().publish_heartbeat(&beat).await.unwrap();
+    ground.send(beat).await;
     let _relay = Process::relay(&ground, &url, &[]).await;
     eventually("it is taken", async || {
         (seen.lock().unwrap().len() == 1 && pending(&ground).await == 0).then_some(())
@@ -288,15 +349,15 @@ async fn a_message_that_alone_makes_the_monitor_fail_is_given_up_in_the_end() {
         serve(Router::new().route("/api/monitor/heartbeats/batch", post(allergic_monitor))).await;
     let (good, bad) = (window("payments-a", 5), window("payments-x", 1));
     for slot in 0..5 {
-        ground.producer().publish_heartbeat(&heartbeat(&good, slot).to_json()).await.unwrap();
+        ground.send(heartbeat(&good, slot).to_json()).await;
     }
-    ground.producer().publish_heartbeat(&heartbeat(&bad, 0).to_json()).await.unwrap();
+    ground.send(heartbeat(&bad, 0).to_json()).await;
     let _relay = Process::relay(&ground, &url, &["--max-retries", "2"]).await;
     let mut slots = (0..5).cycle();
     let letters = eventually("one is given up", async || {
         // Others go on passing, which is what proves that the message is at fault.
         let beat = heartbeat(&good, slots.next().unwrap()).to_json();
-        ground.producer().publish_heartbeat(&beat).await.unwrap();
+        ground.send(beat).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         let letters = dead_letters(&ground).await;
         (letters.len() == 1).then_some(letters)

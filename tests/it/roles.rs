@@ -10,7 +10,8 @@ use redis::AsyncCommands;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Ground, Process, answer, eventually, free_address, get, heartbeat, pending, received, window,
+    Ground, Process, announcement, answer, eventually, free_address, get, heartbeat, pending,
+    received, window,
 };
 
 /// A role must have stopped by then, and well before its own deadline of 10 s.
@@ -69,7 +70,7 @@ async fn a_monitor_that_is_killed_loses_nothing_it_has_answered() {
     let window = window("payments-a", 300);
     let state = ground.monitor().await;
     for slot in 0..300 {
-        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+        ground.send(heartbeat(&window, slot).to_json()).await;
         if slot == 150 {
             eventually("some arrive", async || (received(&state).await > 20).then_some(())).await;
         }
@@ -91,7 +92,7 @@ async fn a_relay_that_is_killed_or_told_to_stop_hands_on_what_it_holds() {
     let monitor_url = format!("http://{away}");
     let window = window("payments-a", 40);
     for slot in 0..20 {
-        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+        ground.send(heartbeat(&window, slot).to_json()).await;
     }
     let name = ["--consumer-name", "one"];
     let held = async || (pending(&ground).await == 20).then_some(());
@@ -205,6 +206,7 @@ async fn what_the_audit_says_was_sent_is_what_the_monitor_received() {
                 received: count("sent_to_queue"),
                 errors: count("error_count"),
                 missing: count("no_reported"),
+                unobserved: 0,
             };
             assert_eq!(window.counts, expected, "{audit}");
             assert_eq!(window.status, WindowStatus::Alert, "each omits at least one");
@@ -220,7 +222,7 @@ async fn a_window_without_any_heartbeat_is_an_alert() {
     let monitor = Process::monitor(&ground, &["--sweep-interval", "100ms"]).await;
     let _relay = Process::relay(&ground, &monitor.url(""), &[]).await;
     let window = window("payments-a", 3);
-    ground.producer().publish_announcement(&window.to_json()).await.unwrap();
+    ground.announce(announcement(&window).to_json()).await;
     let url = monitor.url(&format!("/api/monitor/windows/{}", window.uuid));
     let shown = eventually("it is closed", async || {
         let (_, shown) = answer(get(&url).await.unwrap()).await;
@@ -229,7 +231,7 @@ async fn a_window_without_any_heartbeat_is_an_alert() {
     .await;
     assert_eq!((&shown["missing_reports"], &shown["received_reports"]), (&json!(3), &json!(0)));
     let beat = Heartbeat { stream_id: None, ..heartbeat(&window, 1) };
-    ground.producer().publish_heartbeat(&beat.to_json()).await.unwrap();
+    ground.send(beat.to_json()).await;
     eventually("the late one revises it", async || {
         let (_, shown) = answer(get(&url).await.unwrap()).await;
         (shown["missing_reports"] == 2 && shown["slots"][1]["late"] == true).then_some(())

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use heartbeat::monitor::{Monitor, ingest, sweep};
-use heartbeat::payments::Payments;
 use heartbeat::payments::emitter::{self, Emitter};
 use heartbeat::payments::plan::{Intent, Overrides, Plan};
+use heartbeat::payments::{Payments, publish};
 use heartbeat::wire::{Heartbeat, Tick, Timestamp};
 use sqlx::mysql::{MySqlPool, MySqlRow};
 use sqlx::{AssertSqlSafe, Column, Row, TypeInfo, ValueRef};
@@ -75,7 +75,7 @@ async fn carry_out(payments: &Payments, monitor: &Monitor) -> Plan {
             sent.push(Heartbeat { window, status, timestamp: due, slot, stream_id: None });
         }
     }
-    emitter::publish_once(payments, &plan, &mut emitter::Progress::default()).await.unwrap();
+    publish::publish_once(payments, &plan, &mut publish::Progress::default()).await.unwrap();
     ingest::ingest(monitor, sent, from).await.unwrap();
     let over = plan.window.ends_at().plus(Duration::from_mins(1));
     sweep::sweep_all(monitor, over).await.unwrap();

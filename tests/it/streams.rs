@@ -1,13 +1,12 @@
 //! What happens to entries of the streams once they are read: deleted, or set aside.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use heartbeat::stream::{Group, Link, Source};
+use heartbeat::stream::{Facts, Source};
 use redis::streams::StreamRangeReply;
 use redis::{AsyncCommands, cmd};
 
-use crate::support::{Ground, Process, eventually, heartbeat, pending, received, window};
+use crate::support::{
+    Ground, Process, START, at, eventually, heartbeat, pending, received, window,
+};
 
 #[tokio::test]
 async fn what_every_group_has_acknowledged_is_deleted_and_nothing_else() {
@@ -21,7 +20,7 @@ async fn what_every_group_has_acknowledged_is_deleted_and_nothing_else() {
     cmd("XGROUP").arg(&other).query_async::<()>(&mut redis).await.unwrap();
     let window = window("payments-a", 30);
     for slot in 0..30 {
-        ground.producer().publish_heartbeat(&heartbeat(&window, slot).to_json()).await.unwrap();
+        ground.send(heartbeat(&window, slot).to_json()).await;
     }
     let _relay = Process::relay(&ground, &serving.url(""), &quick).await;
     eventually("all arrive", async || (received(&monitor).await == 30).then_some(())).await;
@@ -62,11 +61,11 @@ async fn nothing_is_deleted_while_the_relays_group_is_gone() {
     let stream = ground.stream.reports();
     for slot in 0..3 {
         let beat = heartbeat(&window("payments-a", 3), slot).to_json();
-        ground.producer().publish_heartbeat(&beat).await.unwrap();
+        ground.send(beat).await;
     }
     let other = ["CREATE", stream, "auditors", "$"];
     cmd("XGROUP").arg(&other).query_async::<()>(&mut redis).await.unwrap();
-    let group = group(&ground);
+    let group = ground.group("me");
     assert_eq!(group.trim(Source::Heartbeats).await.unwrap(), 0);
     group.create().await.unwrap();
     assert_eq!(group.trim(Source::Heartbeats).await.unwrap(), 0, "it has read nothing yet");
@@ -80,24 +79,24 @@ async fn setting_aside_and_acknowledging_happen_both_or_neither() {
     let ground = Ground::new().await;
     let mut redis = ground.redis().await;
     redis.set::<_, _, ()>(ground.stream.dead(), "no stream").await.unwrap();
-    ground.producer().publish_heartbeat("poison").await.unwrap();
-    let group = group(&ground);
+    ground.send("poison").await;
+    let group = ground.group("me");
     group.create().await.unwrap();
     let id = group.read_new(10).await.unwrap()[0].id;
-    assert!(group.dead_letter(Source::Heartbeats, id, "why", "now").await.is_err());
+    let facts = Facts {
+        reason: "why".to_owned(),
+        first_at: at(START),
+        at: at(START),
+        window_uuid: None,
+        slot: None,
+    };
+    assert!(group.dead_letter(Source::Heartbeats, id, &facts).await.is_err());
     assert_eq!(pending(&ground).await, 1);
     redis.del::<_, ()>(ground.stream.dead()).await.unwrap();
-    group.dead_letter(Source::Heartbeats, id, "why", "now").await.unwrap();
-    group.dead_letter(Source::Heartbeats, id, "again", "now").await.unwrap();
+    group.dead_letter(Source::Heartbeats, id, &facts).await.unwrap();
+    group.dead_letter(Source::Heartbeats, id, &facts).await.unwrap();
     assert_eq!(
         (pending(&ground).await, redis.xlen::<_, usize>(ground.stream.dead()).await.unwrap()),
         (0, 1)
     );
-}
-
-fn group(ground: &Ground) -> Group {
-    let link = Arc::new(Link::new(&ground.redis).unwrap());
-    let names = ("monitor-queue-group".to_owned(), "me".to_owned());
-    let block = Duration::from_millis(100);
-    Group::new(&ground.redis, link, ground.stream.clone(), names, block).unwrap()
 }

@@ -13,7 +13,7 @@ pub use servers::shared;
 use std::time::{Duration, Instant};
 
 use heartbeat::monitor::{Monitor, latest_windows};
-use heartbeat::wire::{Heartbeat, Rates, Status, Tick, Timestamp, Window};
+use heartbeat::wire::{Announcement, Heartbeat, Rates, Status, Tick, Timestamp, Window};
 use redis::AsyncCommands;
 use redis::streams::StreamPendingReply;
 use reqwest::StatusCode;
@@ -34,6 +34,11 @@ pub fn window(service: &str, slots: u32) -> Window {
     let to = from.plus_micros(i64::from(slots) * Tick::DEFAULT.micros());
     let service = service.parse().unwrap();
     Window::new(Uuid::new_v4(), service, (from, to), Tick::DEFAULT, Rates::default()).unwrap()
+}
+
+/// The announcement of a window, which does not say when it was made.
+pub fn announcement(window: &Window) -> Announcement {
+    Announcement { window: window.clone(), announced_at: None, stream_id: None }
 }
 
 /// The heartbeat of a slot, sent when it was due.

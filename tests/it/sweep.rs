@@ -9,7 +9,7 @@ use heartbeat::wire::{Rates, Tick, Timestamp, Window};
 use sqlx::Row;
 use uuid::Uuid;
 
-use crate::support::{Ground, at, heartbeat, window};
+use crate::support::{Ground, announcement, at, heartbeat, window};
 
 #[tokio::test]
 async fn a_missing_slot_is_an_event_at_the_time_it_was_due() {
@@ -46,7 +46,7 @@ async fn a_window_closes_after_its_last_slot_and_the_grace_not_before() {
         Rates::default(),
     )
     .unwrap();
-    ingest::announce(&monitor, vec![window.clone()], from).await.unwrap();
+    ingest::announce(&monitor, vec![announcement(&window)], from).await.unwrap();
     let closes_at = from.plus(Duration::from_secs(30)).plus(monitor.grace);
     let before = closes_at.plus_micros(-1);
     assert!(sweep::sweep_once(&monitor, before).await.unwrap().is_empty());
@@ -63,7 +63,9 @@ async fn one_window_can_be_closed_on_request() {
     let monitor = Ground::new().await.monitor().await;
     let (wanted, other) = (window("payments-a", 2), window("payments-a", 2));
     let over = wanted.ends_at().plus(Duration::from_mins(1));
-    ingest::announce(&monitor, vec![wanted.clone(), other], wanted.from()).await.unwrap();
+    ingest::announce(&monitor, vec![announcement(&wanted), announcement(&other)], wanted.from())
+        .await
+        .unwrap();
     let early = sweep::sweep_window(&monitor, wanted.uuid, wanted.from()).await.unwrap().unwrap();
     assert_eq!((early.closed.len(), early.held.len()), (0, 1));
     let swept = sweep::sweep_window(&monitor, wanted.uuid, over).await.unwrap().unwrap();
@@ -82,7 +84,7 @@ async fn many_sweeps_at_once_close_each_window_once() {
     let monitor = Ground::new().await.monitor().await;
     let windows: Vec<Window> = (0..300).map(|_| window("payments-a", 3)).collect();
     let over = windows[0].ends_at().plus(Duration::from_mins(1));
-    ingest::announce(&monitor, windows, over).await.unwrap();
+    ingest::announce(&monitor, windows.iter().map(announcement).collect(), over).await.unwrap();
     let mut sweeps = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let monitor = monitor.clone();
@@ -124,7 +126,7 @@ async fn the_largest_window_allowed_closes() {
     .unwrap();
     assert_eq!(window.slots(), heartbeat::wire::MAX_SLOTS_PER_WINDOW);
     let over = window.ends_at().plus(Duration::from_mins(1));
-    ingest::announce(&monitor, vec![window], over).await.unwrap();
+    ingest::announce(&monitor, vec![announcement(&window)], over).await.unwrap();
     assert_eq!(sweep::sweep_all(&monitor, over).await.unwrap(), 1);
     let stored = latest_windows(&monitor.pool, 1).await.unwrap().remove(0);
     assert_eq!(stored.counts.missing, 100_000);

@@ -28,6 +28,7 @@ pub(super) struct WindowView {
     received_reports: u32,
     error_reports: u32,
     missing_reports: u32,
+    unobserved_reports: u32,
     unscheduled_reports: u32,
     window_from: Timestamp,
     window_to: Timestamp,
@@ -61,6 +62,7 @@ impl From<StoredWindow> for WindowView {
             received_reports: stored.counts.received,
             error_reports: stored.counts.errors,
             missing_reports: stored.counts.missing,
+            unobserved_reports: stored.counts.unobserved,
             unscheduled_reports: stored.unscheduled,
             window_from: window.from(),
             window_to: window.to(),
@@ -81,6 +83,8 @@ struct ChangeView {
     status: String,
     received_reports: i32,
     missing_reports: i32,
+    /// Why slots were missing, if for one reason only that is not the sender's.
+    cause: Option<String>,
 }
 
 impl From<&StatusChange> for ChangeView {
@@ -90,6 +94,7 @@ impl From<&StatusChange> for ChangeView {
             status: change.status.to_string(),
             received_reports: change.received,
             missing_reports: change.missing,
+            cause: change.cause.clone(),
         }
     }
 }
@@ -147,6 +152,7 @@ pub(super) struct SlotView {
 struct EventView {
     timestamp: Timestamp,
     error_message: Option<String>,
+    cause: Option<String>,
     late: bool,
     stream_id: Option<String>,
     recorded_at: Timestamp,
@@ -174,6 +180,7 @@ impl From<&SlotEvent> for EventView {
         Self {
             timestamp: event.report_timestamp,
             error_message: event.error_message.clone(),
+            cause: event.cause.clone(),
             late: event.late,
             stream_id: event.stream_id.clone(),
             recorded_at: event.recorded_at,

@@ -8,13 +8,14 @@ use crate::db;
 use crate::monitor::window::{Counts, WindowStatus};
 use crate::wire::Timestamp;
 
-/// A change of a window's status.
+/// A change of a window's status, or of its cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::monitor) struct StatusChange {
     pub(in crate::monitor) changed_at: Timestamp,
     pub(in crate::monitor) status: WindowStatus,
     pub(in crate::monitor) received: i32,
     pub(in crate::monitor) missing: i32,
+    pub(in crate::monitor) cause: Option<String>,
 }
 
 /// Writes the end of an open window.
@@ -27,12 +28,14 @@ pub(in crate::monitor) async fn close(
     let at = DateTime::<Utc>::from(now);
     sqlx::query(
         "UPDATE windows SET status = ?, received_reports = ?, error_reports = ?, \
-         missing_reports = ?, closed_at = ?, updated_at = ? WHERE id = ? AND status = 'OPEN'",
+         missing_reports = ?, unobserved_reports = ?, closed_at = ?, updated_at = ? \
+         WHERE id = ? AND status = 'OPEN'",
     )
     .bind(counts.verdict().as_sql())
     .bind(counts.received)
     .bind(counts.errors)
     .bind(counts.missing)
+    .bind(counts.unobserved)
     .bind(at)
     .bind(at)
     .bind(id)
@@ -41,7 +44,8 @@ pub(in crate::monitor) async fn close(
     remember(connection, id, counts, now).await
 }
 
-/// Counts a closed window again, after heartbeats arrived for slots that it was missing.
+/// Counts a closed window again, after heartbeats arrived for slots that it was missing, or after
+/// it became known that others will not.
 ///
 /// The lock comes before the count: of two transactions that revise the same window, the second
 /// then sees what the first has changed.
@@ -50,30 +54,68 @@ pub(in crate::monitor) async fn revise_closed(
     id: i64,
     now: Timestamp,
 ) -> Result<(), db::Error> {
-    let before: Option<String> =
-        sqlx::query_scalar("SELECT status FROM windows WHERE id = ? FOR UPDATE")
-            .bind(id)
-            .fetch_optional(&mut *connection)
-            .await?;
+    let before = sqlx::query(
+        "SELECT status, missing_reports, unobserved_reports FROM windows WHERE id = ? FOR UPDATE",
+    )
+    .bind(id)
+    .fetch_one(&mut *connection)
+    .await?;
+    let missing_before: i32 = before.try_get("missing_reports")?;
+    let unobserved_before: i32 = before.try_get("unobserved_reports")?;
+    let was_unobserved = missing_before > 0 && missing_before == unobserved_before;
+    let status_before: String = before.try_get("status")?;
     let counted = counts(connection, &[id]).await?;
     let (counts, _) = counted.get(&id).copied().unwrap_or((Counts::default(), now));
     let status = counts.verdict().as_sql();
     sqlx::query(
         "UPDATE windows SET status = ?, received_reports = ?, error_reports = ?, \
-         missing_reports = ?, updated_at = ? WHERE id = ? AND status <> 'OPEN'",
+         missing_reports = ?, unobserved_reports = ?, updated_at = ? \
+         WHERE id = ? AND status <> 'OPEN'",
     )
     .bind(status)
     .bind(counts.received)
     .bind(counts.errors)
     .bind(counts.missing)
+    .bind(counts.unobserved)
     .bind(DateTime::<Utc>::from(now))
     .bind(id)
     .execute(&mut *connection)
     .await?;
-    if before.as_deref() == Some(status) {
+    if status_before == status && was_unobserved == counts.cause().is_some() {
         return Ok(());
     }
     remember(connection, id, counts, now).await
+}
+
+/// Windows of which it is known by now that what could not be observed will not come, locked for
+/// this transaction; none that another transaction holds.
+pub(in crate::monitor) async fn claim_unobserved(
+    connection: &mut db::Connection,
+    due_by: Timestamp,
+    limit: u32,
+) -> Result<Vec<i64>, db::Error> {
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM windows WHERE unobserved_reports > 0 AND due_at <= ? AND NOT EXISTS \
+         (SELECT 1 FROM suspect_windows s WHERE s.window_uuid = windows.window_uuid) \
+         ORDER BY unobserved_reports, due_at LIMIT ? FOR UPDATE SKIP LOCKED",
+    )
+    .bind(DateTime::<Utc>::from(due_by))
+    .bind(limit)
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Notes that what could not be observed of a closed window is missing indeed.
+pub(in crate::monitor) async fn settle_unobserved(
+    connection: &mut db::Connection,
+    id: i64,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    sqlx::query("UPDATE events SET cause = NULL WHERE window_id = ? AND cause IS NOT NULL")
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
+    revise_closed(connection, id, now).await
 }
 
 /// Adds a change of a window's status to its history.
@@ -85,7 +127,8 @@ async fn remember(
 ) -> Result<(), db::Error> {
     sqlx::query(
         "INSERT INTO window_history (window_id, changed_at, status, received_reports, \
-         error_reports, missing_reports) VALUES (?, ?, ?, ?, ?, ?)",
+         error_reports, missing_reports, unobserved_reports, cause) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(id)
     .bind(DateTime::<Utc>::from(now))
@@ -93,6 +136,8 @@ async fn remember(
     .bind(counts.received)
     .bind(counts.errors)
     .bind(counts.missing)
+    .bind(counts.unobserved)
+    .bind(counts.cause())
     .execute(connection)
     .await?;
     Ok(())
@@ -104,7 +149,7 @@ pub(in crate::monitor) async fn history(
     id: i64,
 ) -> Result<Vec<StatusChange>, db::Error> {
     let rows = sqlx::query(
-        "SELECT changed_at, status, received_reports, missing_reports FROM window_history \
+        "SELECT changed_at, status, received_reports, missing_reports, cause FROM window_history \
          WHERE window_id = ? ORDER BY id",
     )
     .bind(id)
@@ -119,6 +164,7 @@ pub(in crate::monitor) async fn history(
             })?,
             received: row.try_get("received_reports")?,
             missing: row.try_get("missing_reports")?,
+            cause: row.try_get("cause")?,
         })
     });
     changes.collect()

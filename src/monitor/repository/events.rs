@@ -63,6 +63,8 @@ pub(in crate::monitor) struct SlotEvent {
     pub(in crate::monitor) late: bool,
     pub(in crate::monitor) deliveries: i32,
     pub(in crate::monitor) conflicts: i32,
+    /// Why it is missing, if not because nothing arrived.
+    pub(in crate::monitor) cause: Option<String>,
 }
 
 /// The update runs from left to right, and `status` comes last because the others look at it. A row
@@ -76,6 +78,7 @@ const ON_EVENT_EXISTS: &str = " ON DUPLICATE KEY UPDATE \
     error_message = IF(status = 'MISSING', VALUES(error_message), error_message), \
     stream_id = IF(status = 'MISSING', VALUES(stream_id), stream_id), \
     recorded_at = IF(status = 'MISSING', VALUES(recorded_at), recorded_at), \
+    cause = NULL, \
     deliveries = deliveries + VALUES(deliveries), \
     status = IF(status = 'MISSING', VALUES(status), status)";
 
@@ -129,7 +132,7 @@ async fn insert(
                 .push_bind(if heartbeat.status.is_error() { "ERROR" } else { "OK" })
                 .push_bind(DateTime::<Utc>::from(heartbeat.timestamp))
                 .push_bind(heartbeat.status.message())
-                .push_bind(heartbeat.stream_id.as_deref())
+                .push_bind(heartbeat.stream_id.map(|id| id.to_string()))
                 .push_bind(now)
                 .push_bind(row.deliveries)
                 .push_bind(row.conflicts);
@@ -140,18 +143,20 @@ async fn insert(
     Ok(affected)
 }
 
-/// Writes the verdict MISSING for slots of a window, each at the time it was due, where nothing is
-/// known of the slot.
+/// Writes the verdict MISSING for slots of a window, each at the time it was due and with the same
+/// cause, where nothing is known of the slot.
 pub(in crate::monitor) async fn insert_missing(
     connection: &mut db::Connection,
     (window_id, window): (i64, &Window),
     slots: &[u32],
+    cause: Option<&'static str>,
     now: Timestamp,
 ) -> Result<(), db::Error> {
     let now = DateTime::<Utc>::from(now);
     for chunk in chunks(slots) {
         let mut query = QueryBuilder::<MySql>::new(
-            "INSERT INTO events (window_id, slot, status, report_timestamp, recorded_at, deliveries) ",
+            "INSERT INTO events \
+             (window_id, slot, status, report_timestamp, recorded_at, cause, deliveries) ",
         );
         query.push_values(chunk, |mut values, slot| {
             values
@@ -160,6 +165,7 @@ pub(in crate::monitor) async fn insert_missing(
                 .push("'MISSING'")
                 .push_bind(DateTime::<Utc>::from(window.due(*slot)))
                 .push_bind(now)
+                .push_bind(cause)
                 .push("0");
         });
         query.push(" ON DUPLICATE KEY UPDATE slot = slot");
@@ -228,7 +234,7 @@ pub(in crate::monitor) async fn slot_events(
 ) -> Result<HashMap<u32, SlotEvent>, db::Error> {
     let rows = sqlx::query(
         "SELECT slot, status, report_timestamp, error_message, stream_id, recorded_at, late, \
-         deliveries, conflicts FROM events WHERE window_id = ?",
+         deliveries, conflicts, cause FROM events WHERE window_id = ?",
     )
     .bind(window_id)
     .fetch_all(pool)
@@ -246,6 +252,7 @@ fn slot_event(row: &MySqlRow) -> Result<(u32, SlotEvent), db::Error> {
         late: row.try_get("late")?,
         deliveries: row.try_get("deliveries")?,
         conflicts: row.try_get("conflicts")?,
+        cause: row.try_get("cause")?,
     };
     Ok((slot_number(row.try_get("slot")?)?, event))
 }

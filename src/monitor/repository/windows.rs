@@ -1,6 +1,6 @@
 //! Rows of `windows`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlRow;
@@ -10,12 +10,14 @@ use uuid::Uuid;
 
 use super::{chunks, push_list};
 use crate::db;
+use crate::monitor::ingest::Sighting;
 use crate::monitor::window::{Counts, StoredWindow, WindowStatus};
 use crate::wire::{Rates, ServiceName, Tick, Timestamp, Window};
 
-const COLUMNS: &str = "SELECT id, window_uuid, service_name, status, window_from, window_to, \
-    tick_us, received_reports, error_reports, missing_reports, error_status_generado, \
-    error_status_no_reportado, created_at, updated_at, closed_at FROM windows ";
+pub(super) const COLUMNS: &str = "SELECT id, window_uuid, service_name, status, window_from, window_to, \
+    tick_us, received_reports, error_reports, missing_reports, unobserved_reports, \
+    error_status_generado, error_status_no_reportado, via_stream, clock_offset_us, held_from_us, \
+    created_at, updated_at, closed_at FROM windows ";
 
 /// Which windows to list.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +42,7 @@ pub(in crate::monitor) struct Position {
 /// Inserts windows that are not known. A window's first definition stands.
 pub(in crate::monitor) async fn insert_windows(
     connection: &mut db::Connection,
-    windows: &[Window],
+    windows: &[Sighting],
     now: Timestamp,
 ) -> Result<(), db::Error> {
     let now = DateTime::<Utc>::from(now);
@@ -48,9 +50,10 @@ pub(in crate::monitor) async fn insert_windows(
         let mut query = QueryBuilder::<MySql>::new(
             "INSERT INTO windows (window_uuid, service_name, window_from, window_to, ends_at, \
              tick_us, expected_reports, error_status_generado, error_status_no_reportado, \
-             created_at, updated_at) ",
+             via_stream, clock_offset_us, created_at, updated_at) ",
         );
-        query.push_values(chunk, |mut values, window| {
+        query.push_values(chunk, |mut values, sighting| {
+            let window = &sighting.window;
             values
                 .push_bind(window.uuid.to_string())
                 .push_bind(window.service.as_str())
@@ -61,11 +64,35 @@ pub(in crate::monitor) async fn insert_windows(
                 .push_bind(window.slots())
                 .push_bind(window.rates.error_status_generado)
                 .push_bind(window.rates.error_status_no_reportado)
+                .push_bind(sighting.via_stream)
+                .push_bind(sighting.clock_offset_us)
                 .push_bind(now)
                 .push_bind(now);
         });
         query.push(" ON DUPLICATE KEY UPDATE id = id");
         query.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Notes what has become known of open windows since they were inserted: that they come through the
+/// stream, and a smaller offset of their sender's clock. Their order must be that of their rows.
+pub(in crate::monitor) async fn correct_windows(
+    connection: &mut db::Connection,
+    corrections: &BTreeMap<i64, (bool, Option<i64>)>,
+) -> Result<(), db::Error> {
+    for (id, (via_stream, offset_us)) in corrections {
+        sqlx::query(
+            "UPDATE windows SET via_stream = via_stream OR ?, clock_offset_us = \
+             COALESCE(LEAST(clock_offset_us, ?), ?, clock_offset_us) WHERE id = ? \
+             AND status = 'OPEN'",
+        )
+        .bind(via_stream)
+        .bind(offset_us)
+        .bind(offset_us)
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
     }
     Ok(())
 }
@@ -159,74 +186,6 @@ pub(in crate::monitor) async fn list_windows(
     with_counts(pool, rows.iter().map(stored).collect::<Result<_, _>>()?).await
 }
 
-/// Windows past their close, locked for this transaction; none that another transaction holds.
-/// They come in the order of their end, at most `limit`, and no more than about `max_slots` slots
-/// together.
-pub(in crate::monitor) async fn claim_due(
-    connection: &mut db::Connection,
-    ended_by: Timestamp,
-    limit: u32,
-    max_slots: u32,
-) -> Result<Vec<StoredWindow>, db::Error> {
-    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
-    query.push("WHERE status = 'OPEN' AND ends_at <= ");
-    query.push_bind(DateTime::<Utc>::from(ended_by));
-    query.push(" ORDER BY ends_at LIMIT ").push_bind(limit).push(" FOR UPDATE SKIP LOCKED");
-    let rows = query.build().fetch_all(connection).await?;
-    let mut claimed = Vec::with_capacity(rows.len());
-    let mut slots = 0_u32;
-    for row in &rows {
-        // One row that cannot be read must not keep the others open.
-        let Ok(window) = stored(row).inspect_err(|error| tracing::error!(%error, "not closed"))
-        else {
-            continue;
-        };
-        slots = slots.saturating_add(window.window.slots());
-        if slots > max_slots && !claimed.is_empty() {
-            break;
-        }
-        claimed.push(window);
-    }
-    Ok(claimed)
-}
-
-/// One window, locked for this transaction.
-pub(in crate::monitor) async fn lock_window(
-    connection: &mut db::Connection,
-    uuid: Uuid,
-) -> Result<Option<StoredWindow>, db::Error> {
-    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
-    query.push("WHERE window_uuid = ").push_bind(uuid.to_string()).push(" FOR UPDATE");
-    let row = query.build().fetch_optional(connection).await?;
-    row.as_ref().map(stored).transpose()
-}
-
-/// Open windows that are over but not past their close, earliest end first.
-pub(in crate::monitor) async fn held(
-    pool: &MySqlPool,
-    now: Timestamp,
-    grace_began: Timestamp,
-    limit: u32,
-) -> Result<Vec<StoredWindow>, db::Error> {
-    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
-    query.push("WHERE status = 'OPEN' AND ends_at > ");
-    query.push_bind(DateTime::<Utc>::from(grace_began));
-    query.push(" AND window_to <= ").push_bind(DateTime::<Utc>::from(now));
-    query.push(" ORDER BY ends_at LIMIT ").push_bind(limit);
-    query.build().fetch_all(pool).await?.iter().map(stored).collect()
-}
-
-/// When the next open window ends.
-pub(in crate::monitor) async fn ending_next(
-    pool: &MySqlPool,
-) -> Result<Option<Timestamp>, db::Error> {
-    let ends_at: Option<DateTime<Utc>> =
-        sqlx::query_scalar("SELECT MIN(ends_at) FROM windows WHERE status = 'OPEN'")
-            .fetch_one(pool)
-            .await?;
-    Ok(ends_at.map(Timestamp::from))
-}
-
 /// What the events of windows say, per window; nothing for a window without events.
 pub(in crate::monitor) async fn counts(
     connection: &mut db::Connection,
@@ -236,8 +195,8 @@ pub(in crate::monitor) async fn counts(
     for chunk in chunks(ids) {
         let mut query = QueryBuilder::<MySql>::new(
             "SELECT window_id, COUNT(*) AS known, COUNT(IF(status = 'ERROR', 1, NULL)) AS errors, \
-             COUNT(IF(status = 'MISSING', 1, NULL)) AS missing, MAX(recorded_at) AS last \
-             FROM events WHERE window_id IN ",
+             COUNT(IF(status = 'MISSING', 1, NULL)) AS missing, COUNT(cause) AS unobserved, \
+             MAX(recorded_at) AS last FROM events WHERE window_id IN ",
         );
         push_list(&mut query, chunk.iter().copied());
         query.push(" GROUP BY window_id");
@@ -245,7 +204,9 @@ pub(in crate::monitor) async fn counts(
             let known = number(&row, "known")?;
             let missing = number(&row, "missing")?;
             let errors = number(&row, "errors")?;
-            let counts = Counts { received: known.saturating_sub(missing), errors, missing };
+            let unobserved = number(&row, "unobserved")?;
+            let received = known.saturating_sub(missing);
+            let counts = Counts { received, errors, missing, unobserved };
             let last: DateTime<Utc> = row.try_get("last")?;
             counted.insert(row.try_get("window_id")?, (counts, last.into()));
         }
@@ -299,7 +260,7 @@ fn number(row: &MySqlRow, column: &str) -> Result<u32, db::Error> {
 }
 
 /// A row of `windows`. A value that cannot be one of ours is an error that names it.
-fn stored(row: &MySqlRow) -> Result<StoredWindow, db::Error> {
+pub(super) fn stored(row: &MySqlRow) -> Result<StoredWindow, db::Error> {
     let id: i64 = row.try_get("id")?;
     let bad = |column: &str, why: &dyn std::fmt::Display| {
         db::Error::bad_row(format!("table windows, row {id}, column {column}: {why}"))
@@ -331,8 +292,12 @@ fn stored(row: &MySqlRow) -> Result<StoredWindow, db::Error> {
             received: count("received_reports")?,
             errors: count("error_reports")?,
             missing: count("missing_reports")?,
+            unobserved: count("unobserved_reports")?,
         },
         unscheduled: 0,
+        via_stream: row.try_get("via_stream")?,
+        clock_offset_us: row.try_get("clock_offset_us")?,
+        held_from_us: row.try_get("held_from_us")?,
         created_at: at("created_at")?,
         updated_at: at("updated_at")?,
         closed_at: row.try_get::<Option<DateTime<Utc>>, _>("closed_at")?.map(Timestamp::from),

@@ -1,6 +1,11 @@
 //! Rows of `report_audit`: what was done in each slot, and the outbox.
 
-use sqlx::{MySqlPool, Row};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use sqlx::mysql::MySqlRow;
+use sqlx::query_builder::QueryBuilder;
+use sqlx::{MySql, MySqlPool, Row};
 use uuid::Uuid;
 
 use super::{at, bad, update};
@@ -11,12 +16,29 @@ use crate::wire::{Status, Timestamp, Window};
 /// How the audit writes a slot that was omitted on purpose.
 const OMITTED: &str = "no_reported";
 
-/// A stored tick that is not known to be sent.
-#[derive(Debug)]
-pub(in crate::payments) struct UnsentTick {
+/// Ticks that one statement marks as sent.
+const MARKS_PER_STATEMENT: usize = 128;
+
+/// A stored tick that is to be sent.
+#[derive(Clone, Debug)]
+pub(in crate::payments) struct StoredTick {
+    id: i64,
     pub(in crate::payments) slot: u32,
     pub(in crate::payments) status: Status,
     pub(in crate::payments) timestamp: Timestamp,
+}
+
+impl StoredTick {
+    pub(super) fn read(row: &MySqlRow) -> Result<Self, db::Error> {
+        let slot: i32 = row.try_get("slot")?;
+        let status: String = row.try_get("status")?;
+        Ok(Self {
+            id: row.try_get("id")?,
+            slot: u32::try_from(slot).map_err(|error| bad("slot", &slot.to_string(), &error))?,
+            status: status.parse().map_err(|error| bad("status", &status, &error))?,
+            timestamp: at(row, "timestamp")?,
+        })
+    }
 }
 
 /// What the audit of one window adds up to.
@@ -80,9 +102,9 @@ pub(in crate::payments) async fn unsent_ticks(
     window: Uuid,
     from_slot: u32,
     limit: u32,
-) -> Result<Vec<UnsentTick>, db::Error> {
+) -> Result<Vec<StoredTick>, db::Error> {
     let rows = sqlx::query(
-        "SELECT slot, status, timestamp FROM report_audit WHERE window_uuid = ? \
+        "SELECT id, slot, status, timestamp FROM report_audit WHERE window_uuid = ? \
          AND slot >= ? AND NOT sent_to_queue AND status <> ? ORDER BY slot LIMIT ?",
     )
     .bind(window.to_string())
@@ -91,35 +113,52 @@ pub(in crate::payments) async fn unsent_ticks(
     .bind(limit)
     .fetch_all(pool)
     .await?;
-    let unsent = rows.iter().map(|row| {
-        let slot: i32 = row.try_get("slot")?;
-        let status: String = row.try_get("status")?;
-        Ok(UnsentTick {
-            slot: u32::try_from(slot).map_err(|error| bad("slot", &slot.to_string(), &error))?,
-            status: status.parse().map_err(|error| bad("status", &status, &error))?,
-            timestamp: at(row, "timestamp")?,
-        })
-    });
-    unsent.collect()
+    rows.iter().map(StoredTick::read).collect()
 }
 
-/// Notes that a tick is sent.
+/// Notes that ticks are sent, each as a stream entry, first or again.
 pub(in crate::payments) async fn mark_sent(
     pool: &MySqlPool,
-    window: Uuid,
-    slot: u32,
-    id: StreamId,
+    ticks: &[StoredTick],
+    ids: &[StreamId],
     now: Timestamp,
 ) -> Result<(), db::Error> {
-    update(
-        pool,
-        "mark sent",
-        "UPDATE report_audit SET sent_to_queue = TRUE, stream_id = ?, published_at = ? \
-         WHERE window_uuid = ? AND slot = ?",
-        vec![id.to_string().into(), now.into(), window.to_string().into(), i64::from(slot).into()],
-    )
+    let mut sent: Vec<(i64, String)> =
+        ticks.iter().zip(ids).map(|(tick, id)| (tick.id, id.to_string())).collect();
+    // In the order of the key, so that no two processes wait for each other in a circle.
+    sent.sort_unstable();
+    let sent: Arc<[(i64, String)]> = sent.into();
+    db::transaction(pool, "mark sent", move |connection| {
+        let sent = Arc::clone(&sent);
+        Box::pin(async move {
+            for chunk in db::chunks(&sent, MARKS_PER_STATEMENT) {
+                mark_chunk(connection, chunk, now).await?;
+            }
+            Ok(())
+        })
+    })
     .await
-    .map(drop)
+}
+
+async fn mark_chunk(
+    connection: &mut db::Connection,
+    sent: &[(i64, String)],
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    let mut query = QueryBuilder::<MySql>::new("UPDATE report_audit SET sent_to_queue = TRUE, ");
+    query.push("published_at = ").push_bind(DateTime::<Utc>::from(now));
+    query.push(", stream_id = CASE id");
+    for (id, stream_id) in sent {
+        query.push(" WHEN ").push_bind(id).push(" THEN ").push_bind(stream_id);
+    }
+    // Assignments run from left to right: this is the new one.
+    query.push(" END, first_stream_id = COALESCE(first_stream_id, stream_id) WHERE id IN (");
+    let mut list = query.separated(", ");
+    for (id, _) in sent {
+        list.push_bind(id);
+    }
+    query.push(")").build().execute(connection).await?;
+    Ok(())
 }
 
 /// What the audit of a window adds up to; none if no such window is known.
@@ -148,7 +187,7 @@ pub async fn totals_by_window(
     if windows.is_empty() {
         return Ok(Vec::new());
     }
-    let mut query = sqlx::QueryBuilder::<sqlx::MySql>::new(
+    let mut query = QueryBuilder::<MySql>::new(
         "SELECT window_uuid, COUNT(*) AS audit_total, COUNT(IF(sent_to_queue, 1, NULL)) AS sent, \
          COUNT(IF(status = 'no_reported', 1, NULL)) AS omitted, \
          COUNT(IF(status = 'ok', 1, NULL)) AS ok, \

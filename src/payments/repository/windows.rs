@@ -184,8 +184,9 @@ pub(in crate::payments) async fn release_leases(
 pub(in crate::payments) async fn mark_announced(
     pool: &MySqlPool,
     window: Uuid,
-    id: StreamId,
+    ids: &[StreamId],
 ) -> Result<(), db::Error> {
+    let Some(id) = ids.first() else { return Ok(()) };
     update(
         pool,
         "mark announced",
@@ -259,11 +260,20 @@ pub(in crate::payments) async fn list_windows(
 }
 
 fn planned(row: &MySqlRow) -> Result<PlannedWindow, db::Error> {
-    let uuid: String = row.try_get("window_uuid")?;
-    let service: String = row.try_get("service")?;
+    let window = defined(row)?;
+    let uuid = window.uuid.to_string();
     let announcement: Option<String> = row.try_get("announcement_id")?;
     let text: String = row.try_get("plan")?;
-    let window = Window::new(
+    let plan = Plan::stored(window, row.try_get("seed")?, &text);
+    let plan = plan.map_err(|error| bad("plan", &uuid, &error))?;
+    Ok(PlannedWindow { plan, announced: announcement.is_some() })
+}
+
+/// The window that a row defines.
+pub(super) fn defined(row: &MySqlRow) -> Result<Window, db::Error> {
+    let uuid: String = row.try_get("window_uuid")?;
+    let service: String = row.try_get("service")?;
+    Window::new(
         Uuid::try_parse(&uuid).map_err(|error| bad("window_uuid", &uuid, &error))?,
         service.parse().map_err(|error| bad("service", &uuid, &error))?,
         (at(row, "window_from")?, at(row, "window_to")?),
@@ -271,10 +281,7 @@ fn planned(row: &MySqlRow) -> Result<PlannedWindow, db::Error> {
             .map_err(|error| bad("tick_us", &uuid, &error))?,
         rates(row)?,
     )
-    .map_err(|error| bad("window_to", &uuid, &error))?;
-    let plan = Plan::stored(window, row.try_get("seed")?, &text);
-    let plan = plan.map_err(|error| bad("plan", &uuid, &error))?;
-    Ok(PlannedWindow { plan, announced: announcement.is_some() })
+    .map_err(|error| bad("window_to", &uuid, &error))
 }
 
 fn rates(row: &MySqlRow) -> Result<Rates, db::Error> {

@@ -8,8 +8,9 @@ use heartbeat::db;
 use heartbeat::http::Readiness;
 use heartbeat::monitor::Monitor;
 use heartbeat::payments::Payments;
-use heartbeat::stream::{Link, Producer, StreamName};
+use heartbeat::stream::{DeadLetters, Group, Link, Producer, StreamId, StreamName};
 use heartbeat::wire::Tick;
+use redis::AsyncCommands;
 use sqlx::mysql::MySqlPoolOptions;
 use sqlx::{AssertSqlSafe, MySqlPool};
 use uuid::Uuid;
@@ -60,6 +61,10 @@ impl Ground {
             pool,
             default_tick: Tick::DEFAULT,
             grace: Duration::from_secs(2),
+            replay_grace: Duration::from_secs(30),
+            max_hold: Duration::from_mins(10),
+            admin_token: None,
+            wake_sweep: Arc::default(),
             readiness: Readiness::default(),
         }
     }
@@ -75,6 +80,7 @@ impl Ground {
             producer: self.producer(),
             default_tick: Tick::DEFAULT,
             owner: Uuid::new_v4(),
+            replaced: Arc::default(),
             readiness: Readiness::default(),
         }
     }
@@ -82,6 +88,37 @@ impl Ground {
     /// A way to write to this ground's stream.
     pub fn producer(&self) -> Producer {
         Producer::new(Arc::new(Link::new(&self.redis).unwrap()), self.stream.clone())
+    }
+
+    /// Writes one message to the heartbeats' stream.
+    pub async fn send(&self, payload: impl Into<String>) -> StreamId {
+        self.producer().publish_heartbeats(&[payload.into()]).await.unwrap()[0]
+    }
+
+    /// Writes one message to the announcements' stream.
+    pub async fn announce(&self, payload: impl Into<String>) -> StreamId {
+        self.producer().publish_announcements(&[payload.into()]).await.unwrap()[0]
+    }
+
+    /// A consumer of the relays' group.
+    pub fn group(&self, consumer: &str) -> Group {
+        let link = Arc::new(Link::new(&self.redis).unwrap());
+        let names = ("monitor-queue-group".to_owned(), consumer.to_owned());
+        let block = Duration::from_millis(100);
+        Group::new(&self.redis, link, self.stream.clone(), names, block).unwrap()
+    }
+
+    /// The dead letters of this ground's stream.
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters::new(Arc::new(Link::new(&self.redis).unwrap()), self.stream.clone())
+    }
+
+    /// Destroys everything of this ground in Redis, as FLUSHALL does to all.
+    pub async fn empty_redis(&self) {
+        let mut redis = self.redis().await;
+        let mut keys: Vec<String> = redis.keys(format!("{{{}}}:*", self.stream)).await.unwrap();
+        keys.push(self.stream.to_string());
+        redis.del::<_, ()>(keys).await.unwrap();
     }
 
     /// A plain connection to Redis.

@@ -1,0 +1,155 @@
+//! The API of the way from the senders: what relays report, and what comes of it.
+
+use std::collections::BTreeSet;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::clock;
+use crate::http::{AdminToken, ApiError, Body, Params};
+use crate::monitor::pipeline::STALLED_AFTER;
+use crate::monitor::repository::{self, Pipeline, RecordedCondition, Reported};
+use crate::monitor::{Monitor, pipeline};
+use crate::wire::{Breaker, PipelineReport, StreamState, Suspect, Timestamp};
+
+/// Conditions that are shown.
+const CONDITIONS: u32 = 50;
+
+pub(super) async fn post_report(
+    State(monitor): State<Monitor>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let deserializer = &mut serde_json::Deserializer::from_slice(&body);
+    let report: PipelineReport = serde_path_to_error::deserialize(deserializer)
+        .map_err(|error| ApiError::bad_request(format!("the report cannot be used: {error}")))?;
+    report.check()?;
+    pipeline::accept(&monitor, report, clock::now()).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"ok": true}))).into_response())
+}
+
+pub(super) async fn get_all(
+    State(monitor): State<Monitor>,
+) -> Result<Json<PipelinesView>, ApiError> {
+    let pipelines = repository::pipelines(&monitor.pool).await?;
+    let reports = repository::reports(&monitor.pool).await?;
+    let conditions = repository::conditions(&monitor.pool, CONDITIONS).await?;
+    Ok(Json(PipelinesView {
+        watermark: pipelines.iter().map(|pipeline| pipeline.progress.watermark).min(),
+        pipelines: pipelines.into_iter().map(|known| PipelineView::new(known, &reports)).collect(),
+        conditions: conditions.into_iter().map(ConditionView::from).collect(),
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ForgetQuery {
+    stream: String,
+    group: String,
+}
+
+pub(super) async fn delete_group(
+    State(monitor): State<Monitor>,
+    headers: HeaderMap,
+    Params(query): Params<ForgetQuery>,
+) -> Result<Response, ApiError> {
+    AdminToken::check(monitor.admin_token.as_ref(), &headers)?;
+    let ForgetQuery { stream, group } = query;
+    let names = format!("group {group} of stream {stream}");
+    if !repository::forget(&monitor.pool, stream, group, clock::now()).await? {
+        return Err(ApiError::not_found(format!("no relay has reported from {names}")));
+    }
+    tracing::warn!("forgot the {names}: its watermark holds up nothing any more");
+    monitor.wake_sweep.notify_one();
+    Ok(Json(json!({"ok": true})).into_response())
+}
+
+/// Everything that is known of the way from the senders.
+#[derive(Debug, Serialize)]
+pub(super) struct PipelinesView {
+    /// Windows close when it has passed their end; none if no relay has ever reported.
+    watermark: Option<Timestamp>,
+    pipelines: Vec<PipelineView>,
+    conditions: Vec<ConditionView>,
+}
+
+/// One consumer group. What a relay tells of the streams is from the report that came last.
+#[derive(Debug, Serialize)]
+struct PipelineView {
+    stream: String,
+    group: String,
+    redis_identity: String,
+    redis_time: Timestamp,
+    watermark: Timestamp,
+    frozen_until: Option<Timestamp>,
+    reported_at: Timestamp,
+    stalled: bool,
+    windows: Option<StreamState>,
+    heartbeats: Option<StreamState>,
+    suspects: Vec<Suspect>,
+    dead_letters: u64,
+    silent_groups: BTreeSet<String>,
+    relays: Vec<RelayView>,
+}
+
+#[derive(Debug, Serialize)]
+struct RelayView {
+    relay: String,
+    reported_at: Timestamp,
+    breaker: Breaker,
+}
+
+impl PipelineView {
+    fn new(pipeline: Pipeline, reports: &[Reported]) -> Self {
+        let Pipeline { stream, group, progress, reported_at, silent_for } = pipeline;
+        let is_of = |told: &&Reported| told.report.stream == stream && told.report.group == group;
+        let reports: Vec<&Reported> = reports.iter().filter(is_of).collect();
+        let last = reports.iter().max_by_key(|told| told.at).map(|told| &told.report);
+        let relays = reports.iter().map(|told| RelayView {
+            relay: told.report.relay.clone(),
+            reported_at: told.at,
+            breaker: told.report.breaker.clone(),
+        });
+        Self {
+            redis_identity: progress.identity,
+            redis_time: progress.redis_time,
+            watermark: progress.watermark,
+            frozen_until: progress.frozen_until,
+            reported_at,
+            stalled: silent_for >= STALLED_AFTER,
+            windows: last.map(|report| report.windows.clone()),
+            heartbeats: last.map(|report| report.heartbeats.clone()),
+            suspects: last.map(|report| report.suspects.clone()).unwrap_or_default(),
+            dead_letters: last.map_or(0, |report| report.dead_letters_total),
+            silent_groups: reports
+                .iter()
+                .flat_map(|told| told.report.silent_groups.clone())
+                .collect(),
+            relays: relays.collect(),
+            stream,
+            group,
+        }
+    }
+}
+
+/// Something that is or was wrong with a group.
+#[derive(Debug, Serialize)]
+struct ConditionView {
+    stream: String,
+    group: String,
+    kind: String,
+    detail: String,
+    began_at: Timestamp,
+    /// None while it lasts.
+    ended_at: Option<Timestamp>,
+}
+
+impl From<RecordedCondition> for ConditionView {
+    fn from(condition: RecordedCondition) -> Self {
+        let RecordedCondition { stream, group, kind, detail, began_at, ended_at } = condition;
+        Self { stream, group, kind, detail, began_at, ended_at }
+    }
+}

@@ -1,0 +1,144 @@
+//! Rows of `pipeline_conditions`: what is or was wrong with the way from the senders.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{MySqlPool, Row};
+
+use crate::db;
+use crate::monitor::pipeline::Condition;
+use crate::monitor::watermark::News;
+use crate::wire::{PipelineReport, Timestamp};
+
+/// Something that is or was wrong.
+#[derive(Clone, Debug)]
+pub(in crate::monitor) struct RecordedCondition {
+    pub(in crate::monitor) stream: String,
+    pub(in crate::monitor) group: String,
+    pub(in crate::monitor) kind: String,
+    pub(in crate::monitor) detail: String,
+    pub(in crate::monitor) began_at: Timestamp,
+    pub(in crate::monitor) ended_at: Option<Timestamp>,
+}
+
+/// Begins and ends what a report shows to begin and to end.
+pub(in crate::monitor) async fn store_conditions(
+    connection: &mut db::Connection,
+    report: &PipelineReport,
+    news: News,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    let (stream, group) = (report.stream.as_str(), report.group.as_str());
+    end(connection, (stream, group), Condition::Stalled, now).await?;
+    if news == News::Replacement {
+        let detail = format!("it is {} now", report.redis_identity);
+        begin(connection, (stream, group), (Condition::RedisReplaced, &detail), now).await?;
+        end(connection, (stream, group), Condition::RedisReplaced, now).await?;
+    }
+    let lasting: Vec<String> = sqlx::query_scalar(
+        "SELECT consumer_group FROM pipeline_conditions WHERE stream = ? AND kind = ? AND lasting",
+    )
+    .bind(stream)
+    .bind(Condition::GroupSilent.name())
+    .fetch_all(&mut *connection)
+    .await?;
+    for over in lasting.iter().filter(|name| !report.silent_groups.contains(name)) {
+        end(connection, (stream, over), Condition::GroupSilent, now).await?;
+    }
+    for silent in report.silent_groups.iter().filter(|name| !lasting.contains(name)) {
+        let detail = format!(
+            "it has not read for a day, and the stream keeps everything for it; if nobody needs \
+             it: heartbeat forget-group {silent}"
+        );
+        begin(connection, (stream, silent), (Condition::GroupSilent, &detail), now).await?;
+    }
+    Ok(())
+}
+
+/// Begins the stall of each pipeline of which nothing was heard for too long. Answers their streams.
+pub(in crate::monitor) async fn begin_stalls(
+    connection: &mut db::Connection,
+    running_us: i64,
+    after: Duration,
+    now: Timestamp,
+) -> Result<Vec<String>, db::Error> {
+    let silent_since = running_us - i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
+    let stalled: Vec<(String, String)> = sqlx::query_as(
+        "SELECT stream, consumer_group FROM pipelines p WHERE reported_us <= ? AND NOT EXISTS \
+         (SELECT 1 FROM pipeline_conditions c WHERE c.stream = p.stream \
+         AND c.consumer_group = p.consumer_group AND c.kind = ? AND c.lasting)",
+    )
+    .bind(silent_since)
+    .bind(Condition::Stalled.name())
+    .fetch_all(&mut *connection)
+    .await?;
+    for (stream, group) in &stalled {
+        let detail = format!("no relay has reported for {} s", after.as_secs());
+        begin(connection, (stream, group), (Condition::Stalled, &detail), now).await?;
+    }
+    Ok(stalled.into_iter().map(|(stream, _)| stream).collect())
+}
+
+async fn begin(
+    connection: &mut db::Connection,
+    (stream, group): (&str, &str),
+    (condition, detail): (Condition, &str),
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    sqlx::query(
+        "INSERT INTO pipeline_conditions (stream, consumer_group, kind, detail, began_at, lasting) \
+         VALUES (?, ?, ?, ?, ?, TRUE) ON DUPLICATE KEY UPDATE stream = VALUES(stream)",
+    )
+    .bind(stream)
+    .bind(group)
+    .bind(condition.name())
+    .bind(detail)
+    .bind(DateTime::<Utc>::from(now))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn end(
+    connection: &mut db::Connection,
+    (stream, group): (&str, &str),
+    condition: Condition,
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    sqlx::query(
+        "UPDATE pipeline_conditions SET ended_at = ?, lasting = NULL WHERE stream = ? \
+         AND consumer_group = ? AND kind = ? AND lasting",
+    )
+    .bind(DateTime::<Utc>::from(now))
+    .bind(stream)
+    .bind(group)
+    .bind(condition.name())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The conditions that began last, the latest first.
+pub(in crate::monitor) async fn conditions(
+    pool: &MySqlPool,
+    limit: u32,
+) -> Result<Vec<RecordedCondition>, db::Error> {
+    let rows = sqlx::query(
+        "SELECT stream, consumer_group, kind, detail, began_at, ended_at FROM pipeline_conditions \
+         ORDER BY lasting DESC, began_at DESC, id DESC LIMIT ?",
+    )
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    let conditions = rows.iter().map(|row| {
+        Ok(RecordedCondition {
+            stream: row.try_get("stream")?,
+            group: row.try_get("consumer_group")?,
+            kind: row.try_get("kind")?,
+            detail: row.try_get("detail")?,
+            began_at: row.try_get::<DateTime<Utc>, _>("began_at")?.into(),
+            ended_at: row.try_get::<Option<DateTime<Utc>>, _>("ended_at")?.map(Timestamp::from),
+        })
+    });
+    conditions.collect()
+}

@@ -1,0 +1,186 @@
+//! The outbox: sending what the audit holds and does not know to be sent.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::Plan;
+use super::repository::{self, StoredTick};
+use super::{Payments, PlannedWindow};
+use crate::retry::Backoff;
+use crate::stream::StreamError;
+use crate::wire::{Announcement, Heartbeat, Window};
+use crate::{clock, db, shutdown};
+
+/// Pauses of a publisher that fails: short, because the grace of a window is.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
+/// How long a publisher that is told to stop may go on sending.
+const LAST_SENDS: Duration = Duration::from_secs(3);
+/// Heartbeats that one step sends.
+const SENDS_PER_STEP: u32 = 256;
+
+/// Publishes a window until it is finished or told to stop.
+pub(super) async fn run(
+    payments: &Payments,
+    window: &PlannedWindow,
+    wake: &Notify,
+    all_ticked: &CancellationToken,
+    stop: &CancellationToken,
+) {
+    let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
+    let mut progress = Progress { announced: window.announced, first_unsent: 0 };
+    loop {
+        let is_last = all_ticked.is_cancelled();
+        let outcome = tokio::select! {
+            outcome = publish_once(payments, &window.plan, &mut progress) => outcome,
+            () = long_after(stop) => return,
+        };
+        let shown = outcome.as_ref().map_err(PublishError::advice);
+        payments.readiness.note("publishing", &shown);
+        match outcome {
+            Ok(more) if more && !stop.is_cancelled() => backoff.reset(),
+            _ if stop.is_cancelled() => return,
+            Ok(_) if is_last => return finish(payments, &window.plan, stop).await,
+            Ok(_) => {
+                backoff.reset();
+                tokio::select! {
+                    () = wake.notified() => (),
+                    () = all_ticked.cancelled() => (),
+                    () = stop.cancelled() => (),
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, window = %window.plan.window.uuid, "publishing failed");
+                shutdown::sleep(backoff.next_delay(rand::random()), stop).await;
+            }
+        }
+    }
+}
+
+/// Ends when a publisher that was told to stop has had time enough: what it has not sent is sent by
+/// the next start.
+async fn long_after(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(LAST_SENDS).await;
+}
+
+/// Why a step of the publisher failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The audit could not be read or marked.
+    #[error("the payments database failed: {0}")]
+    Database(#[from] db::Error),
+    /// The stream could not be written.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+impl PublishError {
+    /// What to tell a person who asks why nothing is published; shows no detail.
+    #[must_use]
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Database(error) => error.class.advice(),
+            Self::Stream(error) => error.advice(),
+        }
+    }
+}
+
+/// How far the publisher of a window has come. Slots are stored in order, so that none before
+/// `first_unsent` can need sending any more.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Whether the announcement is known to be written.
+    pub announced: bool,
+    /// The first slot that may be stored and not sent.
+    pub first_unsent: u32,
+}
+
+/// Announces the window if that is not done, then sends what the audit holds and does not know to
+/// be sent. Answers whether there may be more.
+///
+/// # Errors
+/// When Redis or the database does not do its part. What was sent and could not be marked is sent
+/// again, which the monitor drops.
+pub async fn publish_once(
+    payments: &Payments,
+    plan: &Plan,
+    progress: &mut Progress,
+) -> Result<bool, PublishError> {
+    let pool = &payments.pool;
+    let uuid = plan.window.uuid;
+    if !progress.announced {
+        announce(payments, &plan.window).await?;
+        progress.announced = true;
+    }
+    let reading = repository::unsent_ticks(pool, uuid, progress.first_unsent, SENDS_PER_STEP);
+    let unsent = db::patiently(reading).await?;
+    let Some(last) = unsent.last().map(|tick| tick.slot) else { return Ok(false) };
+    let more = unsent.len() >= SENDS_PER_STEP as usize;
+    let unsent: Vec<_> = unsent.into_iter().map(|tick| (plan.window.clone(), tick)).collect();
+    send(payments, &unsent).await?;
+    progress.first_unsent = last + 1;
+    Ok(more)
+}
+
+/// Announces a window and marks it as announced; once more if Redis turns out to be another
+/// meanwhile.
+async fn announce(payments: &Payments, window: &Window) -> Result<(), PublishError> {
+    loop {
+        let replaced = payments.replaced.load(Ordering::SeqCst);
+        let announcement = Announcement::new(window.clone(), clock::now()).to_json();
+        let ids = payments.producer.publish_announcements(&[announcement]).await?;
+        repository::mark_announced(&payments.pool, window.uuid, &ids).await?;
+        if payments.replaced.load(Ordering::SeqCst) == replaced {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends ticks and marks them as sent. If Redis turns out to be another meanwhile, they may have
+/// gone to the old one, and are sent once more.
+///
+/// # Errors
+/// When Redis or the database does not do its part; send them again.
+pub(super) async fn send(
+    payments: &Payments,
+    ticks: &[(Window, StoredTick)],
+) -> Result<(), PublishError> {
+    let (pool, producer) = (&payments.pool, &payments.producer);
+    let payloads: Vec<String> = ticks.iter().map(|(window, tick)| payload(window, tick)).collect();
+    let ticks: Vec<StoredTick> = ticks.iter().map(|(_, tick)| tick.clone()).collect();
+    loop {
+        let replaced = payments.replaced.load(Ordering::SeqCst);
+        let ids = producer.publish_heartbeats(&payloads).await?;
+        repository::mark_sent(pool, &ticks, &ids, clock::now()).await?;
+        if payments.replaced.load(Ordering::SeqCst) == replaced {
+            return Ok(());
+        }
+    }
+}
+
+fn payload(window: &Window, tick: &StoredTick) -> String {
+    let heartbeat = Heartbeat {
+        window: window.clone(),
+        status: tick.status.clone(),
+        timestamp: tick.timestamp,
+        slot: Some(i64::from(tick.slot)),
+        stream_id: None,
+    };
+    heartbeat.to_json()
+}
+
+/// Notes that a window is done, until that is stored.
+async fn finish(payments: &Payments, plan: &Plan, stop: &CancellationToken) {
+    let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
+    while let Err(error) = repository::finish(&payments.pool, plan.window.uuid, clock::now()).await
+    {
+        tracing::warn!(%error, window = %plan.window.uuid, "finishing a window failed");
+        if !shutdown::sleep(backoff.next_delay(rand::random()), stop).await {
+            return;
+        }
+    }
+    tracing::info!(window = %plan.window.uuid, "a window is done");
+}

@@ -1,0 +1,117 @@
+//! What is sent again when Redis may have lost it, and which Redis was written to last.
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+
+use super::at;
+use super::audit::StoredTick;
+use super::windows::defined;
+use crate::db;
+use crate::payments::Payments;
+use crate::payments::resend::Known;
+use crate::wire::{Timestamp, Window};
+
+/// A place among the published ticks: when one was published, and its row.
+pub(in crate::payments) type Place = (Timestamp, i64);
+
+/// The Redis that a service wrote to last; none if it never wrote to any.
+pub(in crate::payments) async fn known_redis(
+    payments: &Payments,
+) -> Result<Option<Known>, db::Error> {
+    let row = sqlx::query(
+        "SELECT identity, delivered_until FROM stream_identities WHERE service = ? AND stream = ?",
+    )
+    .bind(payments.service.as_str())
+    .bind(payments.producer.stream().reports())
+    .fetch_optional(&payments.pool)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let delivered_until: Option<DateTime<Utc>> = row.try_get("delivered_until")?;
+    Ok(Some(Known {
+        identity: row.try_get("identity")?,
+        delivered_until: delivered_until.map(Timestamp::from),
+    }))
+}
+
+/// Notes the Redis that a service writes to.
+pub(in crate::payments) async fn remember_redis(
+    payments: &Payments,
+    known: &Known,
+) -> Result<(), db::Error> {
+    let (service, stream) = (payments.service.to_string(), payments.producer.stream().to_string());
+    let known = known.clone();
+    db::transaction(&payments.pool, "remember Redis", move |connection| {
+        let (service, stream, known) = (service.clone(), stream.clone(), known.clone());
+        Box::pin(async move {
+            sqlx::query(
+                "INSERT INTO stream_identities (service, stream, identity, delivered_until) \
+                 VALUES (?, ?, ?, ?) ON DUPLICATE KEY UPDATE identity = VALUES(identity), \
+                 delivered_until = VALUES(delivered_until)",
+            )
+            .bind(service)
+            .bind(stream)
+            .bind(known.identity)
+            .bind(known.delivered_until.map(DateTime::<Utc>::from))
+            .execute(connection)
+            .await?;
+            Ok(())
+        })
+    })
+    .await
+}
+
+/// Windows of a service that were announced and end after an instant.
+pub(in crate::payments) async fn announced_since(
+    payments: &Payments,
+    since: Timestamp,
+) -> Result<Vec<Window>, db::Error> {
+    let rows = sqlx::query(
+        "SELECT window_uuid, service, window_from, window_to, error_status_generado, \
+         error_status_no_reportado, tick_us FROM report_windows WHERE service = ? \
+         AND window_to >= ? AND announcement_id IS NOT NULL AND tick_us > 0",
+    )
+    .bind(payments.service.as_str())
+    .bind(DateTime::<Utc>::from(since))
+    .fetch_all(&payments.pool)
+    .await?;
+    let readable = rows.iter().filter_map(|row| {
+        defined(row).inspect_err(|error| tracing::error!(%error, "a window cannot be read")).ok()
+    });
+    Ok(readable.collect())
+}
+
+/// Ticks of a service that were published from a place on and before an instant, in that order.
+/// The place of the last one is that to go on from.
+pub(in crate::payments) async fn published_between(
+    payments: &Payments,
+    (from, after): Place,
+    until: Timestamp,
+    limit: u32,
+) -> Result<(Vec<(Window, StoredTick)>, Option<Place>), db::Error> {
+    let rows = sqlx::query(
+        "SELECT a.id, a.slot, a.status, a.timestamp, a.published_at, w.window_uuid, w.service, \
+         w.window_from, w.window_to, w.error_status_generado, w.error_status_no_reportado, \
+         w.tick_us FROM report_audit a JOIN report_windows w ON w.window_uuid = a.window_uuid \
+         WHERE a.service = ? AND a.published_at >= ? AND a.published_at < ? \
+         AND (a.published_at > ? OR a.id > ?) AND a.slot IS NOT NULL AND w.tick_us > 0 \
+         ORDER BY a.published_at, a.id LIMIT ?",
+    )
+    .bind(payments.service.as_str())
+    .bind(DateTime::<Utc>::from(from))
+    .bind(DateTime::<Utc>::from(until))
+    .bind(DateTime::<Utc>::from(from))
+    .bind(after)
+    .bind(limit)
+    .fetch_all(&payments.pool)
+    .await?;
+    let last = match rows.last() {
+        Some(row) => Some((at(row, "published_at")?, row.try_get("id")?)),
+        None => None,
+    };
+    // One row that cannot be read must not keep the others from being sent.
+    let readable = rows.iter().filter_map(|row| {
+        let read = defined(row).and_then(|window| Ok((window, StoredTick::read(row)?)));
+        read.inspect_err(|error| tracing::error!(%error, "a tick cannot be read")).ok()
+    });
+    Ok((readable.collect(), last))
+}

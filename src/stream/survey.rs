@@ -1,0 +1,255 @@
+//! Where a group stands: how far delivery has come on both streams, and whether this is still the
+//! Redis, and the data, that we know.
+//!
+//! The *identity* of a Redis is its run, its replication history, and a random key of ours, the
+//! epoch. A restart changes the first, a failover the second, and emptying it only the third. When
+//! any changes, entries may be lost that senders take for written.
+//!
+//! The *watermark* is the instant before which everything written is delivered or dead: on each
+//! stream the time of the oldest pending entry that is no suspect, else that of the first entry
+//! which nobody has read, else now; the smaller of the two. All of it is read by one script, so
+//! that its parts belong together. After the low watermarks of "`MillWheel`" (Akidau et al.,
+//! VLDB 2013).
+
+use redis::{FromRedisValue, Value, cmd};
+use uuid::Uuid;
+
+use super::{Group, Producer, Source, StreamError, StreamId};
+use crate::wire::{StreamState, Suspect, SuspectReport, Timestamp};
+
+/// What both scripts begin with: the clock and the identity, which gets an epoch if it has none.
+/// The first key is the epoch's, the first argument a new epoch.
+const IDENTIFY: &str = r"
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+local function fact(section, name)
+  return string.match(redis.call('INFO', section), name .. ':(%x+)') or ''
+end
+local identity = fact('server', 'run_id') .. '.' .. fact('replication', 'master_replid') .. '.'
+  .. redis.call('GET', KEYS[1])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+";
+
+/// Surveys the group, forgets suspects that are no longer pending, and publishes the watermark.
+const SURVEY: &str = r"
+local streams, group = {KEYS[2], KEYS[3]}, ARGV[2]
+local is_suspect, suspects = {}, {}
+local noted = redis.call('HGETALL', KEYS[4])
+for i = 1, #noted, 2 do
+  local stream, id = string.match(noted[i], '^(%d) (%S+)$')
+  if #redis.call('XPENDING', streams[tonumber(stream)], group, id, id, 1) == 0 then
+    redis.call('HDEL', KEYS[4], noted[i])
+  else
+    is_suspect[noted[i]] = true
+    suspects[#suspects + 1] = {tonumber(stream), id, noted[i + 1]}
+  end
+end
+local function facts_of(stream)
+  for _, fields in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local facts = {}
+    for i = 1, #fields, 2 do facts[fields[i]] = fields[i + 1] end
+    if facts['name'] == group then return facts end
+  end
+end
+local function first_undelivered(number, facts)
+  local from, page = '-', {}
+  repeat
+    page = redis.call('XPENDING', streams[number], group, from, '+', 100)
+    for _, entry in ipairs(page) do
+      if not is_suspect[number .. ' ' .. entry[1]] then return entry[1] end
+      from = '(' .. entry[1]
+    end
+  until #page == 0
+  local unread = redis.call('XRANGE', streams[number], '(' .. facts['last-delivered-id'], '+', 'COUNT', 1)
+  return unread[1] and unread[1][1]
+end
+local watermark, states = now, {}
+for number, stream in ipairs(streams) do
+  local facts = redis.call('EXISTS', stream) == 1 and facts_of(stream)
+  if not facts then return redis.error_reply('NOGROUP the group ' .. group .. ' is gone') end
+  local id = first_undelivered(number, facts)
+  if id then watermark = math.min(watermark, tonumber(string.match(id, '%d+'))) end
+  local oldest = facts['pending'] > 0 and redis.call('XPENDING', stream, group)[2]
+  states[number] = {facts['lag'] or -1, facts['pending'], oldest or ''}
+end
+redis.call('HSET', KEYS[5], group, string.format('%.0f', watermark))
+return {identity, now, watermark, states, suspects, redis.call('XLEN', KEYS[6])}
+";
+
+/// The smallest watermark that any group has published, or -1.
+const OBSERVE: &str = r"
+local watermark = -1
+for _, published in ipairs(redis.call('HVALS', KEYS[2])) do
+  local millis = tonumber(published)
+  if millis and (watermark < 0 or millis < watermark) then watermark = millis end
+end
+return {identity, now, watermark}
+";
+
+/// Other groups that hold back entries which are older than a day, and none of whose consumers
+/// has asked for anything in that time.
+const SILENT: &str = r"
+local time = redis.call('TIME')
+local long_ago = (time[1] - ARGV[2]) * 1000
+local silent, names = {}, {}
+for _, stream in ipairs(KEYS) do
+  local groups = redis.call('EXISTS', stream) == 1 and redis.call('XINFO', 'GROUPS', stream) or {}
+  for _, fields in ipairs(groups) do
+    local facts = {}
+    for i = 1, #fields, 2 do facts[fields[i]] = fields[i + 1] end
+    local name = facts['name']
+    local held = facts['pending'] > 0 and redis.call('XPENDING', stream, name)[2]
+    if not held then
+      local unread = redis.call('XRANGE', stream, '(' .. facts['last-delivered-id'], '+', 'COUNT', 1)
+      held = unread[1] and unread[1][1]
+    end
+    local is_old = held and tonumber(string.match(held, '%d+')) < long_ago
+    for _, consumer in ipairs(is_old and redis.call('XINFO', 'CONSUMERS', stream, name) or {}) do
+      if consumer[6] < ARGV[2] * 1000 then is_old = false end
+    end
+    if is_old and name ~= ARGV[1] and not names[name] then
+      names[name] = true
+      silent[#silent + 1] = name
+    end
+  end
+end
+return silent
+";
+
+/// A group that has not read for so long holds up the deletion of entries, in seconds.
+const SILENT_AFTER_SECONDS: u32 = 24 * 3_600;
+
+/// Where the relays' group stands at one instant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Survey {
+    /// Which Redis, and which data.
+    pub identity: String,
+    /// Redis' clock.
+    pub now: Timestamp,
+    /// Everything written before is delivered or dead, except for the suspects.
+    pub watermark: Timestamp,
+    /// The announcements' stream.
+    pub windows: StreamState,
+    /// The heartbeats' stream.
+    pub heartbeats: StreamState,
+    /// Entries that the watermark does not wait for.
+    pub suspects: Vec<Suspect>,
+    /// Dead letters.
+    pub dead_letters: u64,
+}
+
+/// What a sender sees of the streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// Which Redis, and which data.
+    pub identity: String,
+    /// Redis' clock.
+    pub now: Timestamp,
+    /// The watermark that the relays published last, if any did.
+    pub watermark: Option<Timestamp>,
+}
+
+/// What [`SURVEY`] answers.
+type Surveyed = (String, u64, u64, (State, State), Vec<Value>, u64);
+/// Lag or -1, pending, and the oldest of these or nothing.
+type State = (i64, u64, String);
+
+impl Group {
+    /// Asks where the group stands, and publishes its watermark for the senders.
+    ///
+    /// # Errors
+    /// When Redis does not answer or refuses, or the group is gone.
+    pub async fn survey(&self) -> Result<Survey, StreamError> {
+        let (stream, name) = (&self.stream, self.name.as_str());
+        let mut command = cmd("EVAL");
+        command.arg(format!("{IDENTIFY}{SURVEY}")).arg(6);
+        command.arg(&[stream.epoch(), stream.windows().to_owned(), stream.reports().to_owned()]);
+        command.arg(&[stream.suspects(name), stream.watermarks(), stream.dead().to_owned()]);
+        command.arg(new_epoch()).arg(name);
+        let (identity, now, watermark, (windows, heartbeats), suspects, dead_letters): Surveyed =
+            self.writer.query(&command).await?;
+        Ok(Survey {
+            identity,
+            now: Timestamp::from_millis(now),
+            watermark: Timestamp::from_millis(watermark),
+            windows: state(&windows),
+            heartbeats: state(&heartbeats),
+            suspects: suspects.into_iter().filter_map(|value| self.suspect(value)).collect(),
+            dead_letters,
+        })
+    }
+
+    /// Notes an entry that alone makes the monitor fail, so that the watermark goes on without it.
+    ///
+    /// # Errors
+    /// As for [`Group::survey`]; the watermark then waits for the entry.
+    pub async fn suspect_entry(
+        &self,
+        source: Source,
+        id: StreamId,
+        report: &SuspectReport,
+    ) -> Result<(), StreamError> {
+        let report = serde_json::to_string(report).unwrap_or_default();
+        let mut command = cmd("HSETNX");
+        command.arg(self.stream.suspects(&self.name)).arg(field(source, id)).arg(report);
+        self.writer.query(&command).await
+    }
+
+    /// Tells the senders that entries may be lost, so that they send again what is not delivered.
+    ///
+    /// # Errors
+    /// As for [`Group::survey`].
+    pub async fn renew_epoch(&self) -> Result<(), StreamError> {
+        let mut command = cmd("SET");
+        command.arg(self.stream.epoch()).arg(new_epoch());
+        self.writer.query(&command).await
+    }
+
+    /// Other groups that have not read for a day, so that nothing which they lack is deleted.
+    ///
+    /// # Errors
+    /// As for [`Group::survey`].
+    pub async fn silent_groups(&self) -> Result<Vec<String>, StreamError> {
+        let mut command = cmd("EVAL");
+        command.arg(SILENT).arg(2).arg(&[self.stream.windows(), self.stream.reports()]);
+        self.writer.query(command.arg(&self.name).arg(SILENT_AFTER_SECONDS)).await
+    }
+
+    fn suspect(&self, value: Value) -> Option<Suspect> {
+        let (number, id, report): (usize, StreamId, Vec<u8>) =
+            FromRedisValue::from_redis_value(value).ok()?;
+        let source = *Source::ALL.get(number.checked_sub(1)?)?;
+        let report = serde_json::from_slice(&report).ok()?;
+        Some(Suspect { stream: self.key(source).to_owned(), stream_id: id, report })
+    }
+}
+
+impl Producer {
+    /// Asks which Redis this is, and how far delivery has come.
+    ///
+    /// # Errors
+    /// When Redis does not answer or refuses.
+    pub async fn observe(&self) -> Result<Observation, StreamError> {
+        let mut command = cmd("EVAL");
+        command.arg(format!("{IDENTIFY}{OBSERVE}")).arg(2);
+        command.arg(&[self.stream.epoch(), self.stream.watermarks()]).arg(new_epoch());
+        let (identity, now, watermark): (String, u64, i64) = self.link.query(&command).await?;
+        let watermark = u64::try_from(watermark).ok().map(Timestamp::from_millis);
+        Ok(Observation { identity, now: Timestamp::from_millis(now), watermark })
+    }
+}
+
+pub(super) fn new_epoch() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
+/// The name of an entry among the suspects: the number that [`SURVEY`] gives its stream, and its id.
+fn field(source: Source, id: StreamId) -> String {
+    let number = Source::ALL.iter().position(|other| *other == source).unwrap_or_default() + 1;
+    format!("{number} {id}")
+}
+
+fn state((lag, pending, oldest): &State) -> StreamState {
+    let oldest = oldest.parse().ok().map(StreamId::written_at);
+    StreamState { lag: u64::try_from(*lag).ok(), pending: *pending, oldest_pending_at: oldest }
+}

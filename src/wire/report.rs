@@ -1,0 +1,152 @@
+//! What a relay tells the monitor about the way between them: how far delivery has come, and what
+//! is in its way.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{StreamId, Timestamp, WireError};
+
+/// Most suspects, dead letters and silent groups of one report, each.
+const MOST_ITEMS: usize = 1_000;
+/// Longest name in a report, in bytes.
+const LONGEST_NAME: usize = 200;
+/// Longest reason in a report, in bytes.
+const LONGEST_REASON: usize = 2_000;
+
+/// One relay's report, as of one instant of Redis' clock.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct PipelineReport {
+    /// The relay's name in its group.
+    pub relay: String,
+    /// The consumer group that the relays share.
+    pub group: String,
+    /// Key of the heartbeats' stream.
+    pub stream: String,
+    /// Which Redis this is, and which data it holds. When it changes, entries may be lost.
+    pub redis_identity: String,
+    /// Redis' clock when it was asked.
+    pub redis_time: Timestamp,
+    /// Everything written to the streams before this instant of Redis' clock is delivered or dead,
+    /// except for the suspects.
+    pub watermark: Timestamp,
+    /// When this relay last reached Redis again after it could not, by Redis' clock.
+    #[serde(default)]
+    pub recovered_at: Option<Timestamp>,
+    /// The announcements' stream.
+    pub windows: StreamState,
+    /// The heartbeats' stream.
+    pub heartbeats: StreamState,
+    /// Whether the relay delivers.
+    pub breaker: Breaker,
+    /// Entries that alone make the monitor fail.
+    #[serde(default)]
+    pub suspects: Vec<Suspect>,
+    /// Dead letters in Redis.
+    pub dead_letters_total: u64,
+    /// Dead letters that no report has told of before.
+    #[serde(default)]
+    pub dead_letters: Vec<DeadLetterReport>,
+    /// Other groups that have not read for a day and hold back the deletion of entries.
+    #[serde(default)]
+    pub silent_groups: Vec<String>,
+}
+
+/// Where the group stands on one stream.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct StreamState {
+    /// Entries that no consumer has read; none if Redis cannot tell.
+    pub lag: Option<u64>,
+    /// Entries that are read and not acknowledged.
+    pub pending: u64,
+    /// When the oldest of these was written.
+    pub oldest_pending_at: Option<Timestamp>,
+}
+
+/// Whether a relay's circuit breaker lets messages through.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Breaker {
+    /// The monitor takes messages.
+    Closed,
+    /// It does not, for this reason: nothing is read.
+    Open {
+        /// What the monitor answered last.
+        reason: String,
+    },
+}
+
+/// An entry that makes the monitor fail while others pass.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Suspect {
+    /// Key of the stream that it is from.
+    pub stream: String,
+    /// Its id there.
+    pub stream_id: StreamId,
+    /// What is known of it.
+    #[serde(flatten)]
+    pub report: SuspectReport,
+}
+
+/// What a relay knows of a suspect.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct SuspectReport {
+    /// The window that it belongs to, if it can be read.
+    pub window_uuid: Option<Uuid>,
+    /// The slot, if it names one.
+    pub slot: Option<i64>,
+    /// What the monitor answered.
+    pub reason: String,
+    /// When it failed first.
+    pub since: Timestamp,
+}
+
+/// A message that was set aside for good.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct DeadLetterReport {
+    /// Key of the stream that it is from.
+    pub stream: String,
+    /// Its id there.
+    pub stream_id: StreamId,
+    /// The window that it belongs to, if it can be read.
+    pub window_uuid: Option<Uuid>,
+    /// The slot, if it names one.
+    pub slot: Option<i64>,
+    /// Why.
+    pub reason: String,
+    /// When, by the relay's clock.
+    pub at: Timestamp,
+}
+
+impl PipelineReport {
+    /// Checks that the report is within its bounds.
+    ///
+    /// # Errors
+    /// What is too long or too many.
+    pub fn check(&self) -> Result<(), WireError> {
+        let streams = self.suspects.iter().map(|suspect| &suspect.stream);
+        let streams = streams.chain(self.dead_letters.iter().map(|letter| &letter.stream));
+        let names = [&self.relay, &self.group, &self.stream, &self.redis_identity];
+        for name in names.into_iter().chain(streams).chain(&self.silent_groups) {
+            if name.is_empty() || name.len() > LONGEST_NAME {
+                return Err(WireError::invalid(format!(
+                    "a name must have 1 to {LONGEST_NAME} bytes"
+                )));
+            }
+        }
+        let reasons = self.suspects.iter().map(|suspect| &suspect.report.reason);
+        let reasons = reasons.chain(self.dead_letters.iter().map(|letter| &letter.reason));
+        let breaker = match &self.breaker {
+            Breaker::Open { reason } => Some(reason),
+            Breaker::Closed => None,
+        };
+        if reasons.chain(breaker).any(|reason| reason.len() > LONGEST_REASON) {
+            let text = format!("a reason may have at most {LONGEST_REASON} bytes");
+            return Err(WireError::invalid(text));
+        }
+        let items = [self.suspects.len(), self.dead_letters.len(), self.silent_groups.len()];
+        if items.iter().any(|items| *items > MOST_ITEMS) {
+            return Err(WireError::invalid(format!("a list may have at most {MOST_ITEMS} items")));
+        }
+        Ok(())
+    }
+}

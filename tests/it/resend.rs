@@ -1,0 +1,172 @@
+//! Sending again what a lost Redis has taken along.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use heartbeat::payments::emitter::Emitter;
+use heartbeat::payments::plan::{Overrides, Plan};
+use heartbeat::payments::resend::Watch;
+use heartbeat::payments::{Payments, emitter, publish};
+use heartbeat::wire::{Heartbeat, Tick};
+use redis::AsyncCommands;
+use redis::streams::StreamRangeReply;
+use sqlx::Row;
+use uuid::Uuid;
+
+use crate::support::{Ground, Process, eventually, received};
+
+/// A window that began a minute ago and of which some slots are sent.
+async fn sent(payments: &Payments, slots: u32) -> Plan {
+    let overrides = Overrides {
+        duration_sec: Some(600.0),
+        error_status_no_reportado: Some(0.0),
+        ..Overrides::default()
+    };
+    let from = heartbeat::clock::now().minus(Duration::from_mins(1));
+    let identity = (Uuid::new_v4(), payments.service.clone());
+    let plan = Plan::draw(&overrides, identity, from, Tick::DEFAULT, 7).unwrap();
+    let (emitter, _queue) = Emitter::new(payments.clone());
+    emitter.open(plan.clone()).await.unwrap();
+    for slot in 0..slots {
+        let now = plan.window.due(slot);
+        emitter::tick_once(payments, &plan, slot, now).await.unwrap();
+    }
+    publish::publish_once(payments, &plan, &mut publish::Progress::default()).await.unwrap();
+    plan
+}
+
+/// All heartbeats in the stream.
+async fn heartbeats(ground: &Ground) -> Vec<Heartbeat> {
+    let mut redis = ground.redis().await;
+    let all: StreamRangeReply = redis.xrange_all(ground.stream.reports()).await.unwrap();
+    let payloads = all.ids.iter().map(|entry| entry.get::<Vec<u8>>("payload").unwrap());
+    payloads.map(|payload| Heartbeat::parse(&payload, Tick::DEFAULT).unwrap()).collect()
+}
+
+/// The slots of all heartbeats in the stream, and how many announcements there are.
+async fn in_stream(ground: &Ground) -> (Vec<i64>, usize) {
+    let slots = heartbeats(ground).await.iter().map(|beat| beat.slot.unwrap()).collect();
+    (slots, ground.redis().await.xlen(ground.stream.windows()).await.unwrap())
+}
+
+async fn slots_of(ground: &Ground, window: Uuid) -> BTreeSet<i64> {
+    let all = heartbeats(ground).await.into_iter();
+    all.filter(|beat| beat.window.uuid == window).map(|beat| beat.slot.unwrap()).collect()
+}
+
+#[tokio::test]
+async fn an_emptied_redis_gets_everything_again() {
+    let ground = Ground::new().await;
+    let payments = ground.payments("payments-a").await;
+    let mut watch = Watch::default();
+    watch.look(&payments).await.unwrap();
+    let plan = sent(&payments, 6).await;
+    watch.look(&payments).await.unwrap();
+    assert_eq!(in_stream(&ground).await, ((0..6).collect(), 1), "nothing is sent twice");
+    ground.empty_redis().await;
+    watch.look(&payments).await.unwrap();
+    assert_eq!(in_stream(&ground).await, ((0..6).collect(), 1));
+    watch.look(&payments).await.unwrap();
+    assert_eq!(in_stream(&ground).await.0.len(), 6, "once is enough");
+    let rows = sqlx::query("SELECT first_stream_id, stream_id FROM report_audit")
+        .fetch_all(&payments.pool)
+        .await
+        .unwrap();
+    for row in rows {
+        let ids: [String; 2] = [row.get("first_stream_id"), row.get("stream_id")];
+        assert_ne!(ids[0], ids[1], "the audit knows both");
+    }
+    assert_eq!(plan.window.slots(), 60);
+}
+
+/// What one process knows of Redis, the next one does.
+#[tokio::test]
+async fn a_service_that_starts_again_notices_what_happened_meanwhile() {
+    let ground = Ground::new().await;
+    let payments = ground.payments("payments-a").await;
+    Watch::default().look(&payments).await.unwrap();
+    sent(&payments, 3).await;
+    ground.empty_redis().await;
+    let other = ground.payments("payments-b").await;
+    Watch::default().look(&other).await.unwrap();
+    assert_eq!(in_stream(&ground).await.0.len(), 0, "those of others are theirs to send");
+    Watch::default().look(&payments).await.unwrap();
+    assert_eq!(in_stream(&ground).await, ((0..3).collect(), 1));
+}
+
+/// More than one page, all published at nearly the same time.
+#[tokio::test]
+async fn any_number_is_sent_again_each_once() {
+    let ground = Ground::new().await;
+    let payments = ground.payments("payments-a").await;
+    let mut watch = Watch::default();
+    watch.look(&payments).await.unwrap();
+    for _ in 0..12 {
+        sent(&payments, 50).await;
+    }
+    ground.empty_redis().await;
+    watch.look(&payments).await.unwrap();
+    let (slots, announcements) = in_stream(&ground).await;
+    assert_eq!((slots.len(), announcements), (600, 12));
+    assert_eq!(slots.iter().collect::<BTreeSet<_>>().len(), 50);
+}
+
+/// A heartbeat that is on its way to the old Redis while the new one is noticed is sent once more.
+#[tokio::test]
+async fn who_publishes_while_redis_is_replaced_publishes_again() {
+    let ground = Ground::new().await;
+    let payments = ground.payments("payments-a").await;
+    let mut watch = Watch::default();
+    watch.look(&payments).await.unwrap();
+    sent(&payments, 1).await;
+    for _ in 0..20 {
+        let publishing = tokio::spawn({
+            let payments = payments.clone();
+            async move { sent(&payments, 5).await }
+        });
+        ground.empty_redis().await;
+        watch.look(&payments).await.unwrap();
+        let plan = publishing.await.unwrap();
+        let slots = slots_of(&ground, plan.window.uuid).await;
+        assert_eq!(slots, (0..5).collect::<BTreeSet<i64>>());
+    }
+}
+
+/// The real executables: nothing that FLUSHALL destroys is missed in the end.
+#[tokio::test]
+async fn what_was_destroyed_arrives_all_the_same() {
+    let ground = Ground::new().await;
+    let arguments =
+        ["--continuous", "--window-duration", "30s", "--heartbeat-interval-seconds", "0.1"];
+    let payments = Process::payments(&ground, "payments-a", &arguments).await;
+    let state = ground.payments("payments-a").await;
+    let known = async || {
+        let found: Option<String> = sqlx::query_scalar("SELECT identity FROM stream_identities")
+            .fetch_optional(&state.pool)
+            .await
+            .unwrap();
+        found
+    };
+    eventually("Redis is known", async || known().await).await;
+    let audited = async || -> u32 {
+        let sent: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM report_audit WHERE sent_to_queue AND timestamp < ?",
+        )
+        .bind(chrono::DateTime::<chrono::Utc>::from(heartbeat::clock::now()))
+        .fetch_one(&state.pool)
+        .await
+        .unwrap();
+        u32::try_from(sent).unwrap()
+    };
+    eventually("some are sent", async || (audited().await >= 20).then_some(())).await;
+    ground.empty_redis().await;
+    let (status, _) = payments.terminate().await;
+    assert!(status.success());
+    ground.empty_redis().await;
+    let sent_before = audited().await;
+    let _payments = Process::payments(&ground, "payments-a", &[]).await;
+    let monitor = Process::monitor(&ground, &[]).await;
+    let _relay = Process::relay(&ground, &monitor.url(""), &[]).await;
+    let state = ground.monitor().await;
+    eventually("all arrive", async || (received(&state).await >= sent_before).then_some(())).await;
+}

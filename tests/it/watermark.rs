@@ -1,0 +1,166 @@
+//! How far delivery has come, as the streams tell it: the watermark, the suspects, and whether this
+//! is still the Redis that we know.
+
+use heartbeat::stream::{Source, StreamError, Survey};
+use heartbeat::wire::SuspectReport;
+use redis::{AsyncCommands, cmd};
+use uuid::Uuid;
+
+use crate::support::{Ground, Process, START, at, eventually, heartbeat, window};
+
+/// Whether a survey's watermark is its own time: nothing is in its way.
+fn is_clear(survey: &Survey) -> bool {
+    survey.watermark == survey.now
+}
+
+fn suspicion(window_uuid: Uuid) -> SuspectReport {
+    let reason = "it fails".to_owned();
+    SuspectReport { window_uuid: Some(window_uuid), slot: Some(0), reason, since: at(START) }
+}
+
+#[tokio::test]
+async fn it_waits_for_what_is_unread_or_pending_on_either_stream() {
+    let ground = Ground::new().await;
+    let group = ground.group("me");
+    group.create().await.unwrap();
+    let idle = group.survey().await.unwrap();
+    assert!(is_clear(&idle), "an idle pipeline advances with time");
+    for source in Source::ALL {
+        let id = match source {
+            Source::Windows => ground.announce("{}").await,
+            Source::Heartbeats => ground.send("{}").await,
+        };
+        let states = |survey: &Survey| match source {
+            Source::Windows => survey.windows.clone(),
+            Source::Heartbeats => survey.heartbeats.clone(),
+        };
+        let unread = group.survey().await.unwrap();
+        assert_eq!((unread.watermark, states(&unread).lag), (id.written_at(), Some(1)));
+        group.read_new(10).await.unwrap();
+        let pending = group.survey().await.unwrap();
+        assert_eq!((pending.watermark, states(&pending).pending), (id.written_at(), 1));
+        assert_eq!(states(&pending).oldest_pending_at, Some(id.written_at()));
+        group.acknowledge(source, &[id]).await.unwrap();
+        assert!(is_clear(&group.survey().await.unwrap()));
+    }
+    let seen = ground.producer().observe().await.unwrap();
+    assert!(seen.watermark >= Some(idle.watermark), "senders can see it");
+}
+
+#[tokio::test]
+async fn it_goes_on_without_suspects_until_they_are_settled() {
+    let ground = Ground::new().await;
+    let group = ground.group("me");
+    group.create().await.unwrap();
+    // More than are looked at in one step.
+    let mut ids = Vec::new();
+    for _ in 0..130 {
+        ids.push(ground.send("{}").await);
+    }
+    group.read_new(200).await.unwrap();
+    let uuid = Uuid::new_v4();
+    for id in &ids[..125] {
+        group.suspect_entry(Source::Heartbeats, *id, &suspicion(uuid)).await.unwrap();
+    }
+    let survey = group.survey().await.unwrap();
+    assert_eq!(survey.watermark, ids[125].written_at());
+    assert_eq!(survey.suspects.len(), 125);
+    let first = &survey.suspects[0];
+    assert_eq!((first.report.window_uuid, first.report.slot), (Some(uuid), Some(0)));
+    assert_eq!(first.stream, ground.stream.reports());
+    group.acknowledge(Source::Heartbeats, &ids[1..]).await.unwrap();
+    let survey = group.survey().await.unwrap();
+    assert!(is_clear(&survey));
+    assert_eq!(survey.suspects.len(), 1, "the others are no longer pending");
+    assert_eq!(survey.suspects[0].stream_id, ids[0]);
+    assert_eq!(survey.heartbeats.oldest_pending_at, Some(ids[0].written_at()));
+}
+
+#[tokio::test]
+async fn an_emptied_redis_and_a_lost_group_are_another_redis() {
+    let ground = Ground::new().await;
+    let group = ground.group("me");
+    group.create().await.unwrap();
+    let identity = async || ground.producer().observe().await.unwrap().identity;
+    let first = identity().await;
+    assert_eq!(identity().await, first);
+    assert_eq!(group.survey().await.unwrap().identity, first);
+    assert!(!group.create().await.unwrap());
+    assert_eq!(identity().await, first, "nothing had to be created");
+
+    ground.empty_redis().await;
+    let emptied = identity().await;
+    assert_ne!(emptied, first);
+    assert!(matches!(group.survey().await, Err(StreamError::NoGroup(_))));
+    assert!(group.create().await.unwrap());
+    let created = identity().await;
+    assert_ne!(created, emptied, "entries may have been lost with the group");
+
+    let destroy = ["DESTROY", ground.stream.windows(), "monitor-queue-group"];
+    cmd("XGROUP").arg(&destroy).query_async::<()>(&mut ground.redis().await).await.unwrap();
+    assert!(matches!(group.survey().await, Err(StreamError::NoGroup(_))));
+    group.create().await.unwrap();
+    assert_ne!(identity().await, created);
+}
+
+/// The oldest entry of a group decides, and not when the group was made.
+#[tokio::test]
+async fn a_group_that_has_not_read_for_a_day_is_named() {
+    let ground = Ground::new().await;
+    let mut redis = ground.redis().await;
+    let group = ground.group("me");
+    let stream = ground.stream.reports();
+    let old = ["1700000000000-0", "payload", "{}"];
+    cmd("XADD").arg(stream).arg(&old).query_async::<()>(&mut redis).await.unwrap();
+    group.create().await.unwrap();
+    assert!(group.silent_groups().await.unwrap().is_empty(), "it is our own");
+    for (name, start) in [("idle", "0"), ("done", "$"), ("reading", "0")] {
+        let create = ["CREATE", stream, name, start];
+        cmd("XGROUP").arg(&create).query_async::<()>(&mut redis).await.unwrap();
+    }
+    let read = ["GROUP", "reading", "one", "STREAMS", stream, ">"];
+    cmd("XREADGROUP").arg(&read).query_async::<redis::Value>(&mut redis).await.unwrap();
+    assert_eq!(group.silent_groups().await.unwrap(), ["idle"]);
+}
+
+#[tokio::test]
+async fn dead_letters_are_told_once() {
+    let ground = Ground::new().await;
+    let mut redis = ground.redis().await;
+    let letters = ground.dead_letters();
+    for number in 0..5 {
+        let id = format!("{number}-1");
+        let fields = [("stream", "reports"), ("id", id.as_str()), ("reason", "why")];
+        redis.xadd::<_, _, _, _, ()>(ground.stream.dead(), "*", &fields).await.unwrap();
+    }
+    let first = letters.untold("group", 3).await.unwrap();
+    assert_eq!(first.len(), 3);
+    letters.told("group", first[2].id).await.unwrap();
+    let rest = letters.untold("group", 3).await.unwrap();
+    assert_eq!(
+        rest.iter().map(|letter| letter.original_id.unwrap().millis).collect::<Vec<_>>(),
+        [3, 4]
+    );
+    assert_eq!(letters.untold("other", 10).await.unwrap().len(), 5);
+}
+
+/// Pending entries that somebody deletes are lost, but for the audit of their senders.
+#[tokio::test]
+async fn senders_are_told_when_pending_entries_were_deleted() {
+    let ground = Ground::new().await;
+    let dead = ground.group("dead");
+    dead.create().await.unwrap();
+    let id = ground.send(heartbeat(&window("payments-a", 1), 0).to_json()).await;
+    dead.read_new(1).await.unwrap();
+    let before = ground.producer().observe().await.unwrap().identity;
+    let mut redis = ground.redis().await;
+    redis.xdel::<_, _, ()>(ground.stream.reports(), &[id.to_string()]).await.unwrap();
+    let monitor = Process::monitor(&ground, &[]).await;
+    let quick = ["--lease", "1s", "--http-timeout", "300ms"];
+    let _relay = Process::relay(&ground, &monitor.url(""), &quick).await;
+    eventually("the epoch changes", async || {
+        let seen = ground.producer().observe().await.unwrap();
+        (seen.identity != before).then_some(())
+    })
+    .await;
+}
