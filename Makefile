@@ -1,6 +1,6 @@
 # What a developer does here, one target each. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lint doc deny up down install
+.PHONY: help run test chaos check fmt lint doc deny up down install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,6 +12,13 @@ run: ## build and run everything on this machine, with a demonstration
 
 test: ## all tests on MariaDB, and the integration tests again on MySQL
 	.ci/test
+
+# Only what the command line says: the environment's SECONDS is bash's own clock.
+chaos: override SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+chaos: override SEED := $(if $(filter command line,$(origin SEED)),$(SEED))
+chaos: ## everything fails, and nothing is lost: make chaos SECONDS=60 SEED=1
+	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) \
+		cargo test --locked --test it chaos::chaos -- --exact --ignored --nocapture
 
 check: fmt lint doc deny ## formatting, lints, documentation and dependencies
 

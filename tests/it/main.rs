@@ -11,6 +11,7 @@
 
 mod support;
 
+mod chaos;
 mod cli;
 mod compose;
 mod database;

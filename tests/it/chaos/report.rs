@@ -1,0 +1,120 @@
+//! What a run prints at its end.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::checker::{Figure, Report};
+use super::faults;
+use super::plan::Kind;
+use super::poison;
+
+/// Most violations of one kind that are printed.
+const SHOWN: usize = 8;
+
+/// Everything that is to be said of a run.
+pub struct Outcome {
+    /// What it was drawn from.
+    pub seed: u64,
+    /// How long windows were opened.
+    pub seconds: u64,
+    /// What the checker found.
+    pub report: Report,
+    /// The faults.
+    pub faults: faults::Book,
+    /// When the last fault was over.
+    pub faults_took: Duration,
+    /// The poison.
+    pub poisoned: poison::Book,
+    /// Times from a part's return to its backlog drained, shortest first.
+    pub recoveries: BTreeMap<Kind, Vec<Duration>>,
+    /// Parts whose backlog never drained.
+    pub unrecovered: usize,
+    /// How long everything took to settle; none if it did not.
+    pub drained: Option<Duration>,
+    /// How often a process ended although nobody had killed it.
+    pub ended_by_themselves: usize,
+}
+
+impl Outcome {
+    /// Whether every figure is zero and everything came back.
+    pub fn passed(&self) -> bool {
+        self.failures().is_empty()
+    }
+
+    fn failures(&self) -> Vec<String> {
+        let counted = Figure::ALL.map(|figure| (figure.to_string(), self.report.count(figure)));
+        let not_zero = [
+            ("parts that did not recover".to_owned(), self.unrecovered),
+            ("processes that ended by themselves".to_owned(), self.ended_by_themselves),
+            ("runs that did not drain".to_owned(), usize::from(self.drained.is_none())),
+        ];
+        let all = counted.into_iter().chain(not_zero);
+        all.filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} {count}")).collect()
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        writeln!(f, "\nseed {}, {} s of windows, {cores} cores", self.seed, self.seconds)?;
+        self.show_faults(f)?;
+        let report = &self.report;
+        writeln!(f, "\n{:<40}{:>8}", "windows", report.windows)?;
+        let slots: usize = report.verdicts.values().sum();
+        writeln!(f, "{:<40}{slots:>8}", "slots")?;
+        for (verdict, slots) in &report.verdicts {
+            writeln!(f, "  {verdict:<38}{slots:>8}")?;
+        }
+        self.show_recoveries(f)?;
+        writeln!(f, "\nfigures")?;
+        for figure in Figure::ALL {
+            writeln!(f, "  {figure:<38}{:>8}", report.count(figure))?;
+            let shown = report.violations.iter().filter(|(of, _)| *of == figure).take(SHOWN);
+            shown.into_iter().try_for_each(|(_, text)| writeln!(f, "    {text}"))?;
+        }
+        writeln!(f, "  {:<38}{:>8}", "unobserved alerts (allowed)", report.unobserved_alerts)?;
+        let (uncertain, found) = (self.poisoned.uncertain.len(), self.poisoned.found.len());
+        let injected = self.poisoned.injected.len();
+        writeln!(f, "  {:<38}{found:>8}", "dead letters")?;
+        writeln!(f, "    of {injected} poison, of which {uncertain} lost with Redis' data")?;
+        if let Some((longest, kind)) = self.faults.longest {
+            let away = seconds(longest);
+            writeln!(f, "  {:<38}{away:>8}  {}", "longest outage survived", kind.name())?;
+        }
+        match self.failures() {
+            failures if failures.is_empty() => write!(f, "\nPASSED"),
+            failures => write!(f, "\nFAILED: {}", failures.join(", ")),
+        }
+    }
+}
+
+impl Outcome {
+    fn show_faults(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nfaults, the last over at {}", seconds(self.faults_took))?;
+        for kind in Kind::ALL {
+            let count = self.faults.injected.get(&kind).copied().unwrap_or(0);
+            writeln!(f, "  {:<38}{count:>8}", kind.name())?;
+        }
+        for (kind, count) in poison::KINDS.into_iter().zip(self.poisoned.by_kind) {
+            writeln!(f, "  {:<38}{count:>8}", format!("poison: {kind}"))?;
+        }
+        Ok(())
+    }
+
+    fn show_recoveries(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let title = "from a part's return to its backlog drained";
+        writeln!(f, "\n{title:<46}{:>6}{:>10}{:>10}", "times", "median", "worst")?;
+        for (kind, times) in &self.recoveries {
+            let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+            let (median, worst) = (seconds(median), seconds(worst));
+            writeln!(f, "  {:<44}{:>6}{median:>10}{worst:>10}", kind.name(), times.len())?;
+        }
+        let drained = self.drained.map_or_else(|| "never".to_owned(), seconds);
+        writeln!(f, "  {:<44}{:>6}{:>10}{drained:>10}", "everything, after the run", "", "")
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
