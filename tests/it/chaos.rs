@@ -6,14 +6,16 @@
 //! to drain, and then nothing may be lost, invented, closed twice, miscounted or alarmed about.
 //!
 //! `make chaos` runs it. [`plan`] says which faults come when, [`faults`] carries them out on the
-//! [`cluster`], [`poison`] writes what no monitor can take, [`recovery`] measures, [`ledger`] reads
-//! the databases, [`checker`] judges, [`report`] prints.
+//! [`cluster`] and its [`network`], [`poison`] writes what no monitor can take, [`recovery`]
+//! measures, [`ledger`] reads the databases, [`checker`] judges, [`report`] prints.
 
 mod checker;
 mod checker_tests;
 mod cluster;
 mod faults;
+mod leash;
 mod ledger;
+mod network;
 mod plan;
 mod poison;
 mod proxy;
@@ -35,7 +37,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use self::checker::Expectation;
 use self::cluster::{Cluster, GRACE, MAX_HOLD};
 use self::faults::Faults;
-use self::ledger::Ledger;
 use self::plan::{Kind, PAYMENTS};
 use self::poison::Poison;
 use self::recovery::Recovery;
@@ -62,6 +63,7 @@ async fn chaos() {
         .join(format!("chaos-{seed}-{}", std::process::id()));
     let outcome = run(directory.clone(), seed, seconds).await;
     println!("{outcome}");
+    outcome.write_down(&directory);
     assert!(outcome.passed(), "the run is kept in {}", directory.display());
     std::fs::remove_dir_all(directory).unwrap();
 }
@@ -96,7 +98,7 @@ async fn run(directory: PathBuf, seed: u64, seconds: u64) -> Outcome {
         () = poison.collect(&cluster) => unreachable!("it never ends"),
     };
     let (poisoned, happened) = (poison.so_far(), faults.so_far());
-    let ledger = read(&cluster, poisoned.found.clone()).await;
+    let ledger = ledger::read(&cluster.payments, &cluster.monitor, poisoned.found.clone()).await;
     let expectation = Expectation {
         grace: GRACE,
         max_hold: MAX_HOLD,
@@ -194,8 +196,5 @@ async fn is_settled(cluster: &Cluster, poison: &Poison) -> bool {
             .await
             == 0
         && count(&cluster.monitor, "SELECT COUNT(*) FROM windows WHERE status = 'OPEN'").await == 0
-}
-
-async fn read(cluster: &Cluster, dead_letters: Vec<String>) -> Ledger {
-    ledger::read(&cluster.payments, &cluster.monitor, dead_letters).await
+        && ledger::unobserved(&cluster.monitor).await == Some(0)
 }

@@ -3,12 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -21,9 +17,10 @@ use sqlx::mysql::MySqlPoolOptions;
 use sqlx::{AssertSqlSafe, MySqlPool};
 use tokio::process::Child;
 
-use super::plan::{MONITORS, PAYMENTS, RELAYS};
-use super::proxy::{Pair, Proxy};
-use crate::support::{Process, eventually, free_address, get};
+use super::leash::Leash;
+use super::network::Network;
+use super::proxy::Pair;
+use crate::support::{Process, eventually, get};
 
 /// The monitors' options.
 pub const GRACE: Duration = Duration::from_secs(2);
@@ -32,11 +29,11 @@ pub const MAX_HOLD: Duration = Duration::from_secs(14);
 /// How long nothing is closed once Redis has become another.
 pub const REPLAY_GRACE: Duration = Duration::from_secs(10);
 /// Whether the monitors know how to hold windows, and so take the options for it.
-const MONITORS_HOLD: bool = false;
+pub const MONITORS_HOLD: bool = false;
 /// The group that the relays share.
 pub const GROUP: &str = "monitor-queue-group";
 /// An account that, unlike an administrator's, may not write to a read-only database.
-const ACCOUNT: &str = "chaos";
+pub const ACCOUNT: &str = "chaos";
 /// How long our own look at a server may take.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -79,6 +76,29 @@ pub struct Role {
 }
 
 impl Role {
+    /// A process that is not started yet. Its name begins with its role.
+    pub fn new<const N: usize>(
+        name: &str,
+        address: SocketAddr,
+        directory: &Path,
+        arguments: &[&str],
+        environment: [(&'static str, String); N],
+    ) -> Self {
+        let role = name.split_once('-').unwrap().0;
+        let listen = address.to_string();
+        // A process that starts while a server is away waits for it.
+        let common = [role, "--listen", &listen, "--connect-timeout", "1m"];
+        Self {
+            name: name.to_owned(),
+            clock_offset_millis: 0,
+            address,
+            arguments: common.iter().chain(arguments).map(ToString::to_string).collect(),
+            environment: environment.into(),
+            log: directory.join(format!("{name}.log")),
+            child: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// The address of one of its paths.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
@@ -164,9 +184,11 @@ impl Cluster {
         loop {
             for role in &self.roles {
                 let Ok(mut child) = role.child.try_lock() else { continue };
+                let pid = child.as_ref().and_then(Child::id);
                 let ended =
                     child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
-                if ended {
+                if let Some(pid) = pid.filter(|_| ended) {
+                    self.leash.release(pid);
                     self.ended_by_themselves.fetch_add(1, Ordering::Relaxed);
                     self.launch(role, &mut child);
                 }
@@ -194,8 +216,13 @@ impl Cluster {
         }
         self.payments.close().await;
         self.monitor.close().await;
-        self.redis.into_inner().stop().await.unwrap();
-        self.database.into_inner().stop().await.unwrap();
+        let (redis, database) = (self.redis.into_inner(), self.database.into_inner());
+        let pids = [redis.pid(), database.pid()];
+        redis.stop().await.unwrap();
+        database.stop().await.unwrap();
+        for pid in pids {
+            self.leash.release(pid);
+        }
     }
 }
 
@@ -219,174 +246,5 @@ async fn create_account(pool: &MySqlPool, database: &Database) {
     }
     for statement in statements {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(pool).await.unwrap();
-    }
-}
-
-/// The pairs and their proxies, while they are built.
-struct Network {
-    pairs: Vec<Pair>,
-    redis: reqwest::Url,
-    database: reqwest::Url,
-    monitors: Vec<SocketAddr>,
-}
-
-impl Network {
-    fn new(redis: &Redis, database: &Database) -> Self {
-        let mut database = reqwest::Url::parse(&database.tcp_url("name").unwrap()).unwrap();
-        database.set_username(ACCOUNT).unwrap();
-        Self {
-            pairs: Vec::new(),
-            redis: reqwest::Url::parse(&redis.tcp_url().unwrap()).unwrap(),
-            database,
-            monitors: MONITORS.map(|_| free_address()).collect(),
-        }
-    }
-
-    async fn roles(&mut self, directory: &Path, clock_offset_millis: i64) -> Vec<Role> {
-        let mut roles = Vec::new();
-        for (number, letter) in PAYMENTS.zip(["a", "b", "c"]) {
-            let name = format!("payments-{letter}");
-            let offset = if number == PAYMENTS.start { clock_offset_millis } else { 0 };
-            let environment = [
-                ("SERVICE_NAME", name.clone()),
-                ("REDIS_URL", self.redis(&name).await),
-                ("DATABASE_URL", self.database(&name, "payments").await),
-                ("HEARTBEAT_CLOCK_OFFSET_MS", offset.to_string()),
-            ];
-            let mut payments = role(&name, free_address(), directory, &[], environment);
-            payments.clock_offset_millis = offset;
-            roles.push(payments);
-        }
-        for (_, number) in RELAYS.zip(1..) {
-            let name = format!("relay-{number}");
-            let environment = [
-                ("CONSUMER_NAME", name.clone()),
-                ("REDIS_URL", self.redis(&name).await),
-                ("MONITOR_URL", self.monitor_url(&name).await),
-            ];
-            let arguments = ["--lease", "3s", "--http-timeout", "1s"];
-            roles.push(role(&name, free_address(), directory, &arguments, environment));
-        }
-        for (address, number) in self.monitors.clone().into_iter().zip(1..) {
-            let name = format!("monitor-{number}");
-            let environment = [("DATABASE_URL", self.database(&name, "monitor").await)];
-            let [grace, hold, replay] =
-                [GRACE, MAX_HOLD, REPLAY_GRACE].map(|time| format!("{}s", time.as_secs()));
-            let mut arguments = vec!["--sweep-interval", "500ms", "--grace", &grace];
-            if MONITORS_HOLD {
-                arguments.extend(["--max-hold", &hold, "--replay-grace", &replay]);
-            }
-            roles.push(role(&name, address, directory, &arguments, environment));
-        }
-        roles
-    }
-
-    async fn redis(&mut self, from: &str) -> String {
-        let to = address_of(&self.redis);
-        let proxy = self.connect(from, &[("redis", to)]).await;
-        through(&self.redis, proxy)
-    }
-
-    async fn database(&mut self, from: &str, name: &str) -> String {
-        let to = address_of(&self.database);
-        let mut url = self.database.clone();
-        url.set_path(name);
-        let proxy = self.connect(from, &[("database", to)]).await;
-        through(&url, proxy)
-    }
-
-    /// One address before both monitors, as a load balancer gives one.
-    async fn monitor_url(&mut self, from: &str) -> String {
-        let [first, second] = self.monitors[..] else { panic!("two monitors") };
-        let proxy = self.connect(from, &[("monitor-1", first), ("monitor-2", second)]).await;
-        format!("http://{proxy}")
-    }
-
-    async fn connect(&mut self, from: &str, to: &[(&str, SocketAddr)]) -> SocketAddr {
-        let pairs: Vec<Pair> =
-            to.iter().map(|(name, server)| Pair::new(format!("{from} {name}"), *server)).collect();
-        self.pairs.extend(pairs.iter().cloned());
-        Proxy::start(pairs).await.address
-    }
-}
-
-fn address_of(url: &reqwest::Url) -> SocketAddr {
-    let (host, port) = (url.host_str().unwrap(), url.port().unwrap());
-    format!("{host}:{port}").parse().unwrap()
-}
-
-fn through(url: &reqwest::Url, proxy: SocketAddr) -> String {
-    let mut url = url.clone();
-    url.set_port(Some(proxy.port())).unwrap();
-    url.to_string()
-}
-
-fn role<const N: usize>(
-    name: &str,
-    address: SocketAddr,
-    directory: &Path,
-    arguments: &[&str],
-    environment: [(&'static str, String); N],
-) -> Role {
-    let role = name.split_once('-').unwrap().0;
-    let listen = address.to_string();
-    // A process that starts while a server is away waits for it.
-    let common = [role, "--listen", &listen, "--connect-timeout", "1m"];
-    Role {
-        name: name.to_owned(),
-        clock_offset_millis: 0,
-        address,
-        arguments: common.iter().chain(arguments).map(ToString::to_string).collect(),
-        environment: environment.into(),
-        log: directory.join(format!("{name}.log")),
-        child: tokio::sync::Mutex::default(),
-    }
-}
-
-/// A child that ends what we started when this process ends, however it ends: its input closes
-/// then. It is told of every process that starts and of every one that is gone.
-struct Leash {
-    input: Mutex<Option<ChildStdin>>,
-    shell: std::process::Child,
-}
-
-impl Drop for Leash {
-    fn drop(&mut self) {
-        self.input.lock().unwrap().take();
-        self.shell.wait().ok();
-    }
-}
-
-impl Leash {
-    const SCRIPT: &str = r#"
-        held=" "
-        while read -r sign pid; do
-            case $sign in
-                +) held="$held$pid " ;;
-                -) held="${held%% "$pid" *} ${held#* "$pid" }" ;;
-            esac
-        done
-        kill -KILL $held 2> /dev/null"#;
-
-    fn new() -> Self {
-        let mut command = Command::new("sh");
-        command.args(["-c", Self::SCRIPT]).process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut shell = command.spawn().expect("sh");
-        Self { input: Mutex::new(shell.stdin.take()), shell }
-    }
-
-    fn hold(&self, pid: u32) {
-        self.tell('+', pid);
-    }
-
-    fn release(&self, pid: u32) {
-        self.tell('-', pid);
-    }
-
-    fn tell(&self, sign: char, pid: u32) {
-        let mut input = self.input.lock().unwrap();
-        let input = input.as_mut().expect("its input");
-        writeln!(input, "{sign} {pid}").and_then(|()| input.flush()).expect("the leash holds");
     }
 }

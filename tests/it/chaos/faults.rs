@@ -42,6 +42,8 @@ pub struct Book {
     pub stalls: Vec<(Timestamp, Timestamp)>,
     /// The longest time for which a part was away.
     pub longest: Option<(Duration, Kind)>,
+    /// A line for each fault: from when to when, and what.
+    pub journal: Vec<String>,
 }
 
 impl<'r> Faults<'r> {
@@ -85,12 +87,25 @@ impl<'r> Faults<'r> {
         drop(rest);
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         *book.injected.entry(fault.kind).or_default() += 1;
+        let line = format!("{began_at} {} {}", clock::now(), self.describe(fault));
+        book.journal.push(line);
         book.longest = book.longest.max(Some((began.elapsed(), fault.kind)));
         if fault.kind == Kind::Stall {
             book.stalls.push((began_at, clock::now()));
             self.recovery.stall_is_over();
         }
         self.recovery.part_is_back(fault.kind, self.process_of(fault));
+    }
+
+    fn describe(&self, fault: &Fault) -> String {
+        let target = match fault.kind {
+            Kind::Kill | Kind::Stop => &self.cluster.roles[fault.target].name,
+            Kind::Cut | Kind::Slow | Kind::BlackHole | Kind::HalfClose => {
+                &self.cluster.pairs[fault.target].name
+            }
+            _ => "",
+        };
+        format!("{} {target}", fault.kind.name())
     }
 
     /// The process that a fault is about.
@@ -161,8 +176,9 @@ impl<'r> Faults<'r> {
                 signal(pid, Signal::SIGCONT);
             }
             Kind::RedisFlush => {
-                let mut connection = self.cluster.redis_connection().await.expect("Redis answers");
-                redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("it is emptied");
+                while !flush(self.cluster).await {
+                    sleep(Duration::from_millis(50)).await;
+                }
             }
             _ => {
                 redis.kill().await.unwrap();
@@ -220,4 +236,12 @@ impl<'r> Faults<'r> {
             sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Empties Redis, if it answers.
+async fn flush(cluster: &Cluster) -> bool {
+    let Some(mut connection) = cluster.redis_connection().await else { return false };
+    let flushing = redis::cmd("FLUSHALL");
+    let flushing = flushing.exec_async(&mut connection);
+    matches!(timeout(Duration::from_secs(5), flushing).await, Ok(Ok(())))
 }

@@ -142,10 +142,12 @@ pub async fn read(payments: &MySqlPool, monitor: &MySqlPool, dead_letters: Vec<S
         uuids.get(&id).cloned().unwrap_or_else(|| format!("row {id}"))
     };
     for row in read_events(monitor).await {
+        let status = event_status(row.get("status"));
+        let cause: Option<String> = row.get("cause");
         let event = Event {
-            status: event_status(row.get("status")),
-            is_late: row.get::<bool, _>("late"),
-            is_unobserved: row.get::<Option<String>, _>("cause").is_some(),
+            status,
+            is_late: row.get("late"),
+            is_unobserved: status == EventStatus::Missing && cause.is_some(),
         };
         let record = ledger.windows.entry(uuid(&row)).or_default();
         record.events.insert(number(&row, "slot"), event);
@@ -160,6 +162,15 @@ pub async fn read(payments: &MySqlPool, monitor: &MySqlPool, dead_letters: Vec<S
         });
     }
     ledger
+}
+
+/// How many slots nobody could observe and nobody has settled since; none if that cannot be read.
+pub async fn unobserved(monitor: &MySqlPool) -> Option<i64> {
+    if !columns(monitor, "windows").await.ok()?.contains("unobserved_reports") {
+        return Some(0);
+    }
+    let sum = "SELECT CAST(COALESCE(SUM(unobserved_reports), 0) AS SIGNED) FROM windows";
+    sqlx::query_scalar(sum).fetch_one(monitor).await.ok()
 }
 
 async fn read_plans(payments: &MySqlPool, ledger: &mut Ledger) {
@@ -180,7 +191,7 @@ async fn read_plans(payments: &MySqlPool, ledger: &mut Ledger) {
 }
 
 async fn read_audit(payments: &MySqlPool, ledger: &mut Ledger) {
-    let columns = columns(payments, "report_audit").await;
+    let columns = columns(payments, "report_audit").await.unwrap();
     // The id of the first answered write; `stream_id` is that of the last one.
     let has_first = columns.contains("first_stream_id");
     let first = if has_first { "COALESCE(first_stream_id, stream_id)" } else { "stream_id" };
@@ -206,7 +217,7 @@ async fn read_audit(payments: &MySqlPool, ledger: &mut Ledger) {
 
 /// Answers the uuids by the ids that other tables name.
 async fn read_watched(monitor: &MySqlPool, ledger: &mut Ledger) -> BTreeMap<i64, String> {
-    let columns = columns(monitor, "windows").await;
+    let columns = columns(monitor, "windows").await.unwrap();
     let rows = select(
         monitor,
         format!(
@@ -233,14 +244,14 @@ async fn read_watched(monitor: &MySqlPool, ledger: &mut Ledger) -> BTreeMap<i64,
 }
 
 async fn read_events(monitor: &MySqlPool) -> Vec<MySqlRow> {
-    let columns = columns(monitor, "events").await;
+    let columns = columns(monitor, "events").await.unwrap();
     let cause = optional(&columns, "cause", "CHAR");
     let slot = "CAST(slot AS SIGNED) AS slot";
     select(monitor, format!("SELECT window_id, {slot}, status, late, {cause} FROM events")).await
 }
 
 async fn read_history(monitor: &MySqlPool) -> Vec<MySqlRow> {
-    let columns = columns(monitor, "window_history").await;
+    let columns = columns(monitor, "window_history").await.unwrap();
     select(
         monitor,
         format!(
@@ -272,16 +283,15 @@ fn optional(columns: &BTreeSet<String>, name: &str, kind: &str) -> String {
     format!("CAST({source} AS {kind}) AS {name}")
 }
 
-async fn columns(pool: &MySqlPool, table: &str) -> BTreeSet<String> {
+async fn columns(pool: &MySqlPool, table: &str) -> sqlx::Result<BTreeSet<String>> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT CAST(column_name AS CHAR) FROM information_schema.columns \
          WHERE table_schema = DATABASE() AND table_name = ?",
     )
     .bind(table)
     .fetch_all(pool)
-    .await
-    .unwrap();
-    names.into_iter().collect()
+    .await?;
+    Ok(names.into_iter().collect())
 }
 
 async fn select(pool: &MySqlPool, statement: String) -> Vec<MySqlRow> {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use super::checker::{Figure, Report};
@@ -42,6 +44,17 @@ impl Outcome {
         self.failures().is_empty()
     }
 
+    /// Writes what is too long to print beside the logs: every fault and every violation.
+    pub fn write_down(&self, directory: &Path) {
+        let mut faults = self.faults.journal.clone();
+        faults.sort_unstable();
+        fs::write(directory.join("faults.txt"), faults.join("\n")).unwrap();
+        let violations = self.report.violations.iter();
+        let violations: Vec<String> =
+            violations.map(|(figure, text)| format!("{figure}: {text}")).collect();
+        fs::write(directory.join("violations.txt"), violations.join("\n")).unwrap();
+    }
+
     fn failures(&self) -> Vec<String> {
         let counted = Figure::ALL.map(|figure| (figure.to_string(), self.report.count(figure)));
         let not_zero = [
@@ -74,10 +87,14 @@ impl fmt::Display for Outcome {
             shown.into_iter().try_for_each(|(_, text)| writeln!(f, "    {text}"))?;
         }
         writeln!(f, "  {:<38}{:>8}", "unobserved alerts (allowed)", report.unobserved_alerts)?;
-        let (uncertain, found) = (self.poisoned.uncertain.len(), self.poisoned.found.len());
-        let injected = self.poisoned.injected.len();
+        let poison = &self.poisoned;
+        let (injected, found) = (poison.injected.len(), poison.found.len());
+        let gone = poison.uncertain.iter().filter(|mark| !poison.found.contains(mark)).count();
         writeln!(f, "  {:<38}{found:>8}", "dead letters")?;
-        writeln!(f, "    of {injected} poison, of which {uncertain} lost with Redis' data")?;
+        writeln!(
+            f,
+            "    of {injected} poison; {gone} went with Redis' data or were never written"
+        )?;
         if let Some((longest, kind)) = self.faults.longest {
             let away = seconds(longest);
             writeln!(f, "  {:<38}{away:>8}  {}", "longest outage survived", kind.name())?;
