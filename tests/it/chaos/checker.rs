@@ -95,7 +95,13 @@ pub struct Report {
 impl Report {
     /// How many violations of one kind there are.
     pub fn count(&self, figure: Figure) -> usize {
-        self.violations.iter().filter(|(of, _)| *of == figure).count()
+        self.texts(figure).count()
+    }
+
+    /// The violations of one kind.
+    pub fn texts(&self, figure: Figure) -> impl Iterator<Item = &str> {
+        let of_kind = self.violations.iter().filter(move |(of, _)| *of == figure);
+        of_kind.map(|(_, text)| text.as_str())
     }
 
     fn add(&mut self, figure: Figure, text: impl Into<String>) {

@@ -36,7 +36,7 @@ pub struct Recovery {
 #[derive(Default)]
 struct Book {
     waiting: Vec<Waiting>,
-    times: BTreeMap<Kind, Vec<Duration>>,
+    times: BTreeMap<String, Vec<Duration>>,
 }
 
 #[derive(Clone)]
@@ -70,22 +70,22 @@ impl Recovery {
             }
             for part in waiting {
                 if is_ready(cluster, part.process).await && has_caught_up(cluster, &part).await {
-                    self.settle(&part);
+                    self.settle(cluster, &part);
                 }
             }
         }
     }
 
-    fn settle(&self, part: &Waiting) {
+    fn settle(&self, cluster: &Cluster, part: &Waiting) {
         let mut book = self.book();
         let same = |other: &Waiting| (other.kind, other.back_at) == (part.kind, part.back_at);
         let Some(place) = book.waiting.iter().position(same) else { return };
         let waited = book.waiting.remove(place).since.elapsed();
-        book.times.entry(part.kind).or_default().push(waited);
+        book.times.entry(what_happened(cluster, part)).or_default().push(waited);
     }
 
-    /// The times by kind, shortest first.
-    pub fn times(&self) -> BTreeMap<Kind, Vec<Duration>> {
+    /// The times by what had happened, shortest first.
+    pub fn times(&self) -> BTreeMap<String, Vec<Duration>> {
         let mut times = self.book().times.clone();
         for times in times.values_mut() {
             times.sort_unstable();
@@ -100,6 +100,17 @@ impl Recovery {
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The kind of fault, and for processes of which role.
+fn what_happened(cluster: &Cluster, part: &Waiting) -> String {
+    match part.process.map(|process| &cluster.roles[process].name) {
+        Some(name) if matches!(part.kind, Kind::Kill | Kind::Stop) => {
+            let role = name.split('-').next().unwrap_or(name);
+            part.kind.name().replace("process", role)
+        }
+        _ => part.kind.name().to_owned(),
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Outcome {
     /// The poison.
     pub poisoned: poison::Book,
     /// Times from a part's return to its backlog drained, shortest first.
-    pub recoveries: BTreeMap<Kind, Vec<Duration>>,
+    pub recoveries: BTreeMap<String, Vec<Duration>>,
     /// Parts whose backlog never drained.
     pub unrecovered: usize,
     /// How long everything took to settle; none if it did not.
@@ -83,8 +83,10 @@ impl fmt::Display for Outcome {
         writeln!(f, "\nfigures")?;
         for figure in Figure::ALL {
             writeln!(f, "  {figure:<38}{:>8}", report.count(figure))?;
-            let shown = report.violations.iter().filter(|(of, _)| *of == figure).take(SHOWN);
-            shown.into_iter().try_for_each(|(_, text)| writeln!(f, "    {text}"))?;
+            let mut texts: Vec<&str> = report.texts(figure).collect();
+            // One of each window says more than all of one window.
+            texts.dedup_by_key(|text| text.split(": ").next());
+            texts.iter().take(SHOWN).try_for_each(|text| writeln!(f, "    {text}"))?;
         }
         writeln!(f, "  {:<38}{:>8}", "unobserved alerts (allowed)", report.unobserved_alerts)?;
         let poison = &self.poisoned;
@@ -122,10 +124,10 @@ impl Outcome {
     fn show_recoveries(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let title = "from a part's return to its backlog drained";
         writeln!(f, "\n{title:<46}{:>6}{:>10}{:>10}", "times", "median", "worst")?;
-        for (kind, times) in &self.recoveries {
+        for (fault, times) in &self.recoveries {
             let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
             let (median, worst) = (seconds(median), seconds(worst));
-            writeln!(f, "  {:<44}{:>6}{median:>10}{worst:>10}", kind.name(), times.len())?;
+            writeln!(f, "  {fault:<44}{:>6}{median:>10}{worst:>10}", times.len())?;
         }
         let drained = self.drained.map_or_else(|| "never".to_owned(), seconds);
         writeln!(f, "  {:<44}{:>6}{:>10}{drained:>10}", "everything, after the run", "", "")
