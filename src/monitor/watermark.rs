@@ -10,6 +10,10 @@ use crate::wire::{PipelineReport, Timestamp};
 /// A Redis identity that was left so short a time ago is told by a report that was overtaken.
 const OVERTAKEN: Duration = Duration::from_secs(10);
 
+/// When some relay has reported so short a time before another one reached Redis again, it was not
+/// Redis that could not be reached.
+const OUTAGE: Duration = Duration::from_secs(3);
+
 /// How far delivery through one consumer group has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -36,7 +40,7 @@ pub enum News {
     Overtaken,
     /// How far delivery has come.
     Advance,
-    /// Redis could not be reached for a while.
+    /// No relay could reach Redis for a while.
     Recovery,
     /// Redis, or its data, is another: entries may be lost.
     Replacement,
@@ -99,7 +103,9 @@ impl Progress {
         }
         if report.redis_time <= self.redis_time {
             News::Overtaken
-        } else if report.recovered_at > self.recovered_at {
+        } else if report.recovered_at > self.recovered_at
+            && self.redis_time.plus(OUTAGE) < report.redis_time
+        {
             News::Recovery
         } else {
             News::Advance
@@ -286,6 +292,17 @@ mod tests {
         assert_eq!(progress.learn(&report("one", 41), at(41), GRACE), News::Advance);
         progress.learn(&recovered(51), at(51), GRACE);
         assert_eq!(progress.watermark, at(50));
+    }
+
+    #[test]
+    fn one_relay_that_is_cut_off_is_no_outage() {
+        let mut progress = known();
+        for second in 11..20 {
+            progress.learn(&report("one", second), at(second), GRACE);
+        }
+        let recovered = PipelineReport { recovered_at: Some(at(20)), ..report("one", 20) };
+        assert_eq!(progress.learn(&recovered, at(20), GRACE), News::Advance);
+        assert_eq!(progress.watermark, at(19));
     }
 
     fn window(ends_at: i64) -> StoredWindow {
