@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::future::BoxFuture;
-use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::mysql::{MySqlConnection, MySqlPoolOptions};
+use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator};
+use sqlx::mysql::{MySqlConnection, MySqlPoolOptions, MySqlQueryResult};
 use sqlx::{Acquire, ConnectOptions, Connection as _, MySqlPool};
 
 pub use self::error::{Class, Error, classify};
@@ -156,23 +156,19 @@ pub async fn prepare_schema(
     what: &str,
     may_change: bool,
 ) -> anyhow::Result<()> {
+    let applied = applied(pool, schema, what).await?;
+    let is_applied = |migration: &Migration| {
+        let same = |known: &AppliedMigration| {
+            known.version == migration.version && known.checksum == migration.checksum
+        };
+        applied.iter().any(same)
+    };
+    if schema.iter().all(is_applied) {
+        // Nothing is written, so that a role also starts while its database takes no writes.
+        return Ok(());
+    }
     if may_change {
         return migrate(pool, schema, what).await;
-    }
-    let mut connection = pool.acquire().await?;
-    let applied = match connection.list_applied_migrations(&schema.table_name).await {
-        Ok(applied) => applied,
-        // Without the table, which only a migration makes, none was applied.
-        Err(MigrateError::Execute(error)) if classify(&error) == Class::Configuration => Vec::new(),
-        Err(error) => {
-            return Err(error).with_context(|| format!("reading the schema of the {what}"));
-        }
-    };
-    if let Some(version) = connection.dirty_version(&schema.table_name).await.unwrap_or(None) {
-        bail!(
-            "version {version} of the schema of the {what} was begun and not finished: run \
-             `heartbeat migrate` to see why"
-        );
     }
     let wanted = schema.iter().map(|migration| migration.version).max().unwrap_or(0);
     let found = applied.iter().map(|migration| migration.version).max().unwrap_or(0);
@@ -185,6 +181,29 @@ pub async fn prepare_schema(
         );
     }
     Ok(())
+}
+
+/// The migrations that were applied.
+async fn applied(
+    pool: &MySqlPool,
+    schema: &Migrator,
+    what: &str,
+) -> anyhow::Result<Vec<AppliedMigration>> {
+    let mut connection = pool.acquire().await?;
+    if let Some(version) = connection.dirty_version(&schema.table_name).await.unwrap_or(None) {
+        bail!(
+            "version {version} of the schema of the {what} was begun and not finished: run \
+             `heartbeat migrate` to see why"
+        );
+    }
+    match connection.list_applied_migrations(&schema.table_name).await {
+        Ok(applied) => Ok(applied),
+        // Without the table, which only a migration makes, none was applied.
+        Err(MigrateError::Execute(error)) if classify(&error) == Class::Configuration => {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error).with_context(|| format!("reading the schema of the {what}")),
+    }
 }
 
 /// Brings a schema up to date. Several processes may do so at once: one works, the others wait.
@@ -332,6 +351,18 @@ where
             transaction.rollback().await.ok();
             Err(error)
         }
+    }
+}
+
+/// Whether an insert put its rows in; false if one of them was there already, so that none is.
+///
+/// # Errors
+/// Any other failure.
+pub fn is_inserted(outcome: Result<MySqlQueryResult, sqlx::Error>) -> Result<bool, Error> {
+    match outcome {
+        Ok(_) => Ok(true),
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -2,8 +2,8 @@
 //! windows whose time is over, and serves what it knows.
 //!
 //! Data flows one way: [`api`] reads a request, [`ingest`], [`pipeline`] or [`sweep`] decides,
-//! `repository` stores. [`window`] and [`watermark`] hold the rules, which know neither database nor
-//! clock. Any number of
+//! `repository` stores. [`window`], [`watermark`] and [`tide`] hold the rules, which know neither
+//! database nor clock. Any number of
 //! monitors may share one database: the primary key of an event decides between a heartbeat and
 //! the verdict that it is missing, and a sweep skips windows that another monitor is closing.
 
@@ -12,6 +12,7 @@ pub mod ingest;
 pub mod pipeline;
 mod repository;
 pub mod sweep;
+pub mod tide;
 pub mod watermark;
 pub mod window;
 
@@ -27,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::repository::Filter;
-use self::watermark::Tide;
+use self::tide::Tide;
 use self::window::StoredWindow;
 use crate::config::{DatabaseArgs, StartArgs, TickArgs, duration, positive_duration};
 use crate::http::{AdminToken, Readiness};

@@ -86,6 +86,11 @@ impl StreamName {
         self.beside("watermark")
     }
 
+    /// Key of what each sender has seen to, after Redis may have lost something.
+    fn senders(&self) -> String {
+        self.beside("senders")
+    }
+
     /// Key of the entries that a group's watermark does not wait for.
     fn suspects(&self, group: &str) -> String {
         self.beside(&format!("suspects:{group}"))

@@ -30,7 +30,9 @@ mod window;
 pub use announcement::Announcement;
 pub use heartbeat::Heartbeat;
 pub use names::ServiceName;
-pub use report::{Breaker, DeadLetterReport, PipelineReport, StreamState, Suspect, SuspectReport};
+pub use report::{
+    Breaker, DeadLetterReport, MOST_ITEMS, PipelineReport, StreamState, Suspect, SuspectReport,
+};
 pub use status::Status;
 pub use stream_id::StreamId;
 pub use timestamp::Timestamp;

@@ -72,6 +72,14 @@ CREATE TABLE suspect_windows (
     PRIMARY KEY (window_uuid, stream, consumer_group)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
+-- Services that have not yet sent again what a lost Redis took along: their windows wait for it.
+CREATE TABLE resending_services (
+    stream         VARCHAR(200) NOT NULL,
+    consumer_group VARCHAR(200) NOT NULL,
+    service_name   VARCHAR(100) NOT NULL,
+    PRIMARY KEY (service_name, stream, consumer_group)
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
+
 -- Every message that was ever set aside, also if it was replayed or dropped since.
 CREATE TABLE dead_letters (
     stream      VARCHAR(200)  NOT NULL,

@@ -47,6 +47,13 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
+    /// Too many others want the same, again and again: ask later. `what` names what.
+    #[must_use]
+    pub fn contended(what: &str) -> Self {
+        let source = sqlx::Error::Protocol(format!("others change {what} all the time"));
+        Self { class: Class::Unavailable, source }
+    }
+
     /// A row that a table should never hold. `what` names table, row and column.
     #[must_use]
     pub fn bad_row(what: String) -> Self {

@@ -23,6 +23,9 @@ pub const MAX_CLOCK_AHEAD: Duration = Duration::from_hours(24);
 /// Most windows of one service that may be open at a time.
 pub const MAX_OPEN_WINDOWS: u64 = 10_000;
 
+/// How often other requests may be faster in making the same windows known.
+const MAX_RACES: u32 = 20;
+
 /// By how much a smaller offset of a sender's clock is worth storing, in microseconds.
 const OFFSET_STEP_US: i64 = 50_000;
 
@@ -251,18 +254,27 @@ async fn register(
     let mut new = sighted;
     new.retain(|uuid, _| !known.contains_key(uuid));
     leave_out_crowded(monitor, &mut new).await?;
-    let uuids: BTreeSet<Uuid> = new.keys().copied().collect();
-    if !new.is_empty() {
-        let definitions: Arc<[Sighting]> = new.into_values().collect();
-        db::transaction(&monitor.pool, "register windows", move |connection| {
+    let mut inserted = BTreeSet::new();
+    for _ in 0..MAX_RACES {
+        if new.is_empty() {
+            return Ok((known, inserted));
+        }
+        let definitions: Arc<[Sighting]> = new.values().cloned().collect();
+        let all_new = db::transaction(&monitor.pool, "register windows", move |connection| {
             let definitions = Arc::clone(&definitions);
             Box::pin(async move { repository::insert_windows(connection, &definitions, now).await })
         })
         .await?;
-        let uuids: Vec<Uuid> = uuids.iter().copied().collect();
-        known.extend(repository::windows_by_uuid(&monitor.pool, &uuids).await?);
+        if all_new {
+            inserted.extend(new.keys().copied());
+        }
+        // Ours, or those of another request that was faster; the rest is tried again.
+        let uuids: Vec<Uuid> = new.keys().copied().collect();
+        let found = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
+        new.retain(|uuid, _| !found.contains_key(uuid));
+        known.extend(found);
     }
-    Ok((known, uuids))
+    Err(db::Error::contended("windows"))
 }
 
 /// Stores what messages say of windows that are known and open, where it is news.

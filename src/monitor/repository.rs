@@ -7,6 +7,7 @@ mod closing;
 mod conditions;
 mod due;
 mod events;
+mod obstacles;
 mod pipelines;
 mod windows;
 
@@ -24,9 +25,10 @@ pub(super) use events::{
     EventRow, SlotEvent, Stored, insert_events, insert_missing, insert_unscheduled, present_slots,
     read_back, slot_events,
 };
+pub(super) use obstacles::{obstacles, store_obstacles};
 pub(super) use pipelines::{
     Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,
-    store_progress, store_report, store_suspects, suspect_windows,
+    store_progress, store_report,
 };
 pub(super) use windows::{
     Filter, Position, correct_windows, counts, find_window, insert_windows, list_windows,

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::Monitor;
 use super::repository::{self, ClaimLimits};
-use super::watermark::{Closing, Tide};
+use super::tide::{Closing, Obstacles, Tide};
 use super::window::{Counts, StoredWindow, UNOBSERVED, WindowStatus, missing_slots};
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
@@ -115,13 +115,8 @@ pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, d
     let closed = db::long_transaction(&monitor.pool, "sweep", move |connection| {
         Box::pin(async move {
             let claimed = repository::claim_due(connection, &tide, STEP).await?;
-            let uuids: Vec<Uuid> = claimed.iter().map(|window| window.window.uuid).collect();
-            let suspects = repository::suspect_windows(connection, &uuids).await?;
-            let is_suspect = |window: &StoredWindow| suspects.contains(&window.window.uuid);
-            let due = claimed
-                .into_iter()
-                .map(|window| (tide.closing(&window, is_suspect(&window)), window));
-            let due: Vec<_> = due.filter(|(closing, _)| closing.is_now()).collect();
+            let obstacles = repository::obstacles(connection).await?;
+            let due = closing(claimed, &tide, &obstacles);
             close_windows(connection, &due, &tide).await
         })
     })
@@ -169,12 +164,11 @@ pub async fn sweep_on_request(monitor: &Monitor, now: Timestamp) -> Result<Swept
     let tide = monitor.tide(now).await?;
     let limit = u32::try_from(WINDOWS_PER_ANSWER).unwrap_or(u32::MAX);
     let over = repository::over(&monitor.pool, now, limit).await?;
-    let uuids: Vec<Uuid> = over.iter().map(|window| window.window.uuid).collect();
     let mut connection = monitor.pool.acquire().await?;
-    let suspects = repository::suspect_windows(&mut connection, &uuids).await?;
+    let obstacles = repository::obstacles(&mut connection).await?;
     let held = over.iter().filter_map(|window| {
-        let uuid = window.window.uuid;
-        reason_held(&tide, window, suspects.contains(&uuid)).map(|reason| (uuid, reason))
+        let reason = reason_held(&tide, window, &obstacles)?;
+        Some((window.window.uuid, reason))
     });
     Ok(Swept { closed, held: held.collect() })
 }
@@ -189,38 +183,43 @@ pub async fn sweep_window(
     now: Timestamp,
 ) -> Result<Option<Swept>, db::Error> {
     let tide = monitor.tide(now).await?;
-    let (found, is_suspect, closed) =
+    let (found, obstacles, closed) =
         db::long_transaction(&monitor.pool, "sweep one window", move |connection| {
             Box::pin(async move {
                 let found = repository::lock_window(connection, uuid).await?;
-                let suspects = repository::suspect_windows(connection, &[uuid]).await?;
-                let is_suspect = suspects.contains(&uuid);
-                let due =
-                    found.iter().map(|window| (tide.closing(window, is_suspect), window.clone()));
-                let due: Vec<_> = due.filter(|(closing, _)| closing.is_now()).collect();
-                Ok((found, is_suspect, close_windows(connection, &due, &tide).await?))
+                let obstacles = repository::obstacles(connection).await?;
+                let due = closing(found.clone().into_iter().collect(), &tide, &obstacles);
+                Ok((found, obstacles, close_windows(connection, &due, &tide).await?))
             })
         })
         .await?;
     let Some(window) = found else { return Ok(None) };
     if closed.is_empty() {
-        let reason = reason_held(&tide, &window, is_suspect);
-        return Ok(Some(Swept {
-            held: reason.map(|reason| (uuid, reason)).into_iter().collect(),
-            closed,
-        }));
+        let reason = reason_held(&tide, &window, &obstacles);
+        let held = reason.map(|reason| (uuid, reason)).into_iter().collect();
+        return Ok(Some(Swept { closed, held }));
     }
     closed.iter().for_each(log_closed);
     let closed = repository::windows_by_id(&monitor.pool, &[window.id]).await?;
     Ok(Some(Swept { closed, held: Vec::new() }))
 }
 
+/// Those windows that may close, and in which way.
+fn closing(
+    windows: Vec<StoredWindow>,
+    tide: &Tide,
+    obstacles: &Obstacles,
+) -> Vec<(Closing, StoredWindow)> {
+    let judged = windows.into_iter().map(|window| (tide.closing(&window, obstacles), window));
+    judged.filter(|(closing, _)| closing.is_now()).collect()
+}
+
 /// Why a window is not closed; none if it may close.
-fn reason_held(tide: &Tide, window: &StoredWindow, is_suspect: bool) -> Option<String> {
+fn reason_held(tide: &Tide, window: &StoredWindow, obstacles: &Obstacles) -> Option<String> {
     let closes_at = window.due_at().plus(tide.grace);
     let grace = tide.grace.as_secs_f64();
     let watermark = || tide.watermark.map_or_else(|| "unknown".to_owned(), |at| at.to_string());
-    match tide.closing(window, is_suspect) {
+    match tide.closing(window, obstacles) {
         Closing::Due | Closing::Unobserved => None,
         Closing::Done => Some(match window.closed_at {
             Some(at) => format!("was closed before, at {at}, with status {}", window.status),
@@ -233,6 +232,10 @@ fn reason_held(tide: &Tide, window: &StoredWindow, is_suspect: bool) -> Option<S
             "was to close at {closes_at}, but heartbeats may still be on their way: all those sent \
              before {} have been delivered",
             watermark()
+        )),
+        Closing::BeingResent => Some(format!(
+            "was to close at {closes_at}, but its service is sending again what a lost Redis took \
+             along"
         )),
         Closing::Suspect => Some(format!(
             "was to close at {closes_at}, but one of its messages makes the monitor fail; it is \

@@ -1,10 +1,9 @@
-//! The rules of the watermark: how it advances, when it waits, and when a window may close.
+//! The rules of the watermark: how it advances, and when it waits.
 //!
 //! Pure: told what a relay reports and what time it is.
 
 use std::time::Duration;
 
-use super::window::{StoredWindow, WindowStatus};
 use crate::wire::{PipelineReport, Timestamp};
 
 /// A Redis identity that was left so short a time ago is told by a report that was overtaken.
@@ -113,98 +112,10 @@ impl Progress {
     }
 }
 
-/// What decides whether windows may close, at one instant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tide {
-    /// The monitor's clock.
-    pub now: Timestamp,
-    /// The smallest watermark; none if no relay has ever reported one.
-    pub watermark: Option<Timestamp>,
-    /// How long monitors have been running, in microseconds.
-    pub running_us: i64,
-    /// How long after the end of its last slot a window stays open.
-    pub grace: Duration,
-    /// How long a window may be held, while a monitor runs.
-    pub max_hold: Duration,
-}
-
-/// Whether a window may close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closing {
-    /// It was closed before.
-    Done,
-    /// Nothing of it can be on its way any more.
-    Due,
-    /// It has waited for too long: what is missing could not be observed.
-    Unobserved,
-    /// Its time is not over.
-    NotOver,
-    /// Something of it may still be on its way.
-    OnItsWay,
-    /// One of its own messages makes the monitor fail.
-    Suspect,
-}
-
-impl Closing {
-    /// Whether the window closes, one way or the other.
-    #[must_use]
-    pub const fn is_now(self) -> bool {
-        matches!(self, Self::Due | Self::Unobserved)
-    }
-}
-
-impl Tide {
-    /// Windows that go by the clock alone may close if they end before this instant.
-    #[must_use]
-    pub fn by_clock(&self) -> Timestamp {
-        self.now.minus(self.grace)
-    }
-
-    /// Windows that came through the stream may close if they end before this instant.
-    #[must_use]
-    pub fn by_watermark(&self) -> Timestamp {
-        self.watermark.map_or(self.now, |watermark| watermark.min(self.now)).minus(self.grace)
-    }
-
-    /// Windows that are held since before monitors had been running for so long, in microseconds,
-    /// have waited long enough.
-    #[must_use]
-    pub fn held_too_long_us(&self) -> i64 {
-        self.running_us.saturating_sub(i64::try_from(self.max_hold.as_micros()).unwrap_or(i64::MAX))
-    }
-
-    /// Whether a window may close, and if not, what it waits for.
-    #[must_use]
-    pub fn closing(&self, window: &StoredWindow, is_suspect: bool) -> Closing {
-        let held_too_long = window.held_from_us.is_some_and(|from| from <= self.held_too_long_us());
-        if window.status != WindowStatus::Open {
-            Closing::Done
-        } else if window.due_at() > self.by_clock() {
-            Closing::NotOver
-        } else if !window.via_stream || (window.due_at() <= self.by_watermark() && !is_suspect) {
-            Closing::Due
-        } else if held_too_long {
-            Closing::Unobserved
-        } else if is_suspect {
-            Closing::Suspect
-        } else {
-            Closing::OnItsWay
-        }
-    }
-
-    /// Whether a heartbeat of a slot would have been seen by now, had it been sent in time.
-    #[must_use]
-    pub fn observes(&self, window: &StoredWindow, slot: u32) -> bool {
-        window.window.due(slot).plus_micros(window.clock_offset_us.unwrap_or(0))
-            <= self.by_watermark()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::window::Counts;
-    use crate::wire::{Breaker, Rates, StreamState, Tick, Window};
+    use crate::wire::{Breaker, StreamState};
 
     const GRACE: Duration = Duration::from_secs(30);
 
@@ -226,6 +137,7 @@ mod tests {
             heartbeats: StreamState::default(),
             breaker: Breaker::Closed,
             suspects: Vec::new(),
+            resending: Vec::new(),
             dead_letters_total: 0,
             dead_letters: Vec::new(),
             silent_groups: Vec::new(),
@@ -303,93 +215,5 @@ mod tests {
         let recovered = PipelineReport { recovered_at: Some(at(20)), ..report("one", 20) };
         assert_eq!(progress.learn(&recovered, at(20), GRACE), News::Advance);
         assert_eq!(progress.watermark, at(19));
-    }
-
-    fn window(ends_at: i64) -> StoredWindow {
-        let span = (at(ends_at - 20), at(ends_at));
-        let service = "payments-a".parse().unwrap();
-        let window = Window::new(uuid::Uuid::nil(), service, span, Tick::DEFAULT, Rates::default());
-        StoredWindow {
-            id: 1,
-            window: window.unwrap(),
-            status: WindowStatus::Open,
-            counts: Counts::default(),
-            unscheduled: 0,
-            via_stream: true,
-            clock_offset_us: None,
-            held_from_us: None,
-            created_at: at(0),
-            updated_at: at(0),
-            closed_at: None,
-        }
-    }
-
-    fn tide(now: i64, watermark: Option<i64>) -> Tide {
-        Tide {
-            now: at(now),
-            watermark: watermark.map(at),
-            running_us: 1_000_000_000,
-            grace: Duration::from_secs(2),
-            max_hold: Duration::from_mins(10),
-        }
-    }
-
-    #[test]
-    fn a_window_waits_for_clock_and_watermark() {
-        let table = [
-            // now, watermark, closes at 102
-            (101, Some(110), Closing::NotOver),
-            (102, Some(110), Closing::Due),
-            (110, Some(101), Closing::OnItsWay),
-            (110, Some(102), Closing::Due),
-            (101, None, Closing::NotOver),
-            (102, None, Closing::Due),
-        ];
-        for (now, watermark, closing) in table {
-            let found = tide(now, watermark).closing(&window(100), false);
-            assert_eq!(found, closing, "now {now}, watermark {watermark:?}");
-        }
-    }
-
-    #[test]
-    fn one_that_never_came_through_the_stream_goes_by_the_clock() {
-        let direct = StoredWindow { via_stream: false, ..window(100) };
-        assert_eq!(tide(102, Some(0)).closing(&direct, false), Closing::Due);
-    }
-
-    #[test]
-    fn the_senders_clock_moves_the_end() {
-        for (offset, closes_at) in [(3, 105), (-3, 99)] {
-            let offset = StoredWindow { clock_offset_us: Some(offset * 1_000_000), ..window(100) };
-            let closing = |second| tide(second, Some(second)).closing(&offset, false);
-            assert_eq!(closing(closes_at - 1), Closing::NotOver);
-            assert_eq!(closing(closes_at), Closing::Due);
-        }
-    }
-
-    #[test]
-    fn a_suspect_holds_up_its_own_window_for_a_time() {
-        let mut held = window(100);
-        assert_eq!(tide(200, Some(200)).closing(&held, true), Closing::Suspect);
-        for (from_us, closing) in
-            [(400_000_001, Closing::Suspect), (400_000_000, Closing::Unobserved)]
-        {
-            held.held_from_us = Some(from_us);
-            assert_eq!(tide(200, Some(200)).closing(&held, true), closing);
-        }
-        assert_eq!(tide(200, Some(200)).closing(&held, false), Closing::Due);
-        assert_eq!(tide(200, Some(90)).closing(&held, false), Closing::Unobserved);
-        held.status = WindowStatus::Alert;
-        assert_eq!(tide(200, Some(90)).closing(&held, false), Closing::Done);
-    }
-
-    #[test]
-    fn a_slot_is_observed_once_the_watermark_has_passed_it() {
-        // Slots are due at 80 and 90.
-        let observed =
-            |watermark| [0, 1].map(|slot| tide(200, Some(watermark)).observes(&window(100), slot));
-        assert_eq!(observed(81), [false, false]);
-        assert_eq!(observed(82), [true, false]);
-        assert_eq!(observed(92), [true, true]);
     }
 }

@@ -148,6 +148,9 @@ pub(super) async fn send(
     payments: &Payments,
     ticks: &[(Window, StoredTick)],
 ) -> Result<(), PublishError> {
+    if ticks.is_empty() {
+        return Ok(());
+    }
     let (pool, producer) = (&payments.pool, &payments.producer);
     let payloads: Vec<String> = ticks.iter().map(|(window, tick)| payload(window, tick)).collect();
     let ticks: Vec<StoredTick> = ticks.iter().map(|(_, tick)| tick.clone()).collect();

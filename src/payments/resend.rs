@@ -5,14 +5,16 @@
 //! audit holds everything that was ever sent, so that it can be sent again; what the monitor has
 //! seen before, it drops.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::Payments;
 use super::publish::{self, PublishError};
-use super::{Payments, repository};
-use crate::stream::Observation;
+use super::repository::{self, Place};
+use crate::stream::{Observation, StreamError};
 use crate::wire::{Announcement, Timestamp};
 use crate::{clock, db, shutdown};
 
@@ -37,11 +39,13 @@ pub struct Known {
 }
 
 impl Known {
-    /// From when on everything must be sent again that was published.
+    /// The spans of time in which everything that was published must be sent again: first what is
+    /// not known to be delivered, then what reaches back as far as anything is sent again.
     #[must_use]
-    pub fn resend_since(&self, now: Timestamp) -> Timestamp {
-        let at_least = now.minus(AT_LEAST);
-        self.delivered_until.map_or(at_least, |until| until.min(at_least)).minus(MARGIN)
+    pub fn resend_spans(&self, now: Timestamp) -> [(Timestamp, Timestamp); 2] {
+        let at_least = now.minus(AT_LEAST).minus(MARGIN);
+        let undelivered = self.delivered_until.map_or(at_least, |until| until.minus(MARGIN));
+        [(undelivered, now), (undelivered.min(at_least), undelivered)]
     }
 }
 
@@ -78,29 +82,51 @@ pub struct Watch {
     known: Option<Known>,
     /// As it is stored.
     stored: Option<Known>,
+    /// What is being sent again.
+    catching_up: Option<CatchingUp>,
+}
+
+/// How far sending again has come.
+#[derive(Debug)]
+struct CatchingUp {
+    /// The Redis that gets it.
+    identity: String,
+    /// Whether the windows are announced again.
+    announced: bool,
+    /// Spans of the audit that are left to do, each from a place on and before an instant. What was
+    /// not delivered comes first: until it is done, the service's windows are held.
+    spans: VecDeque<(Place, Timestamp)>,
+    /// Whether everything is sent again that was not delivered.
+    is_delivered_again: bool,
 }
 
 impl Watch {
     /// Looks at Redis once, and sends again what it may have lost.
     ///
     /// # Errors
-    /// When Redis or the database does not do its part; look again. What was sent again before the
-    /// failure is then sent once more, which is harmless.
+    /// When Redis or the database does not do its part; look again, and it goes on where it was.
     pub async fn look(&mut self, payments: &Payments) -> Result<(), PublishError> {
-        let seen = payments.producer.observe().await?;
-        let mut known = match self.known.take() {
-            Some(known) => known,
-            None => self.recall(payments, &seen).await?,
-        };
-        if known.identity == seen.identity {
-            known.delivered_until = known.delivered_until.max(delivered_until(&seen, clock::now()));
-        } else {
-            self.known = Some(known.clone());
-            resend(payments, &known).await?;
-            known.identity = seen.identity;
+        let seen = self.observe(payments).await?;
+        if self.known.is_none() {
+            self.known = Some(self.recall(payments, &seen).await?);
         }
-        self.known = Some(known.clone());
-        self.store(payments, known).await
+        if self.known.as_ref().is_some_and(|known| known.identity != seen.identity) {
+            self.catch_up(payments, seen).await?;
+        } else if let Some(known) = &mut self.known {
+            known.delivered_until = known.delivered_until.max(delivered_until(&seen, clock::now()));
+        }
+        self.store(payments).await
+    }
+
+    /// Looks at Redis, and says which one this service has seen to.
+    async fn observe(&self, payments: &Payments) -> Result<Observation, StreamError> {
+        let seen_to = match (&self.catching_up, &self.known) {
+            (Some(rest), _) if rest.is_delivered_again => rest.identity.as_str(),
+            (_, Some(known)) => known.identity.as_str(),
+            (_, None) => "",
+        };
+        let process = payments.owner.to_string();
+        payments.producer.observe((payments.service.as_str(), &process), seen_to).await
     }
 
     /// What an earlier run of the service has stored; else what it sees now.
@@ -114,8 +140,37 @@ impl Watch {
         Ok(self.stored.clone().unwrap_or_else(first))
     }
 
+    /// Sends again everything that a Redis which is not the known one may lack.
+    async fn catch_up(
+        &mut self,
+        payments: &Payments,
+        mut seen: Observation,
+    ) -> Result<(), PublishError> {
+        loop {
+            let Some(known) = &mut self.known else { return Ok(()) };
+            let is_begun =
+                self.catching_up.as_ref().is_some_and(|rest| rest.identity == seen.identity);
+            if !is_begun {
+                // Before the audit is read: whoever publishes and marks at this very time then knows
+                // that it may have written to the old Redis, and sends once more.
+                payments.replaced.fetch_add(1, Ordering::SeqCst);
+                let rest = CatchingUp::begin(known, seen.identity.clone(), clock::now());
+                self.catching_up = Some(rest);
+            }
+            let Some(rest) = &mut self.catching_up else { return Ok(()) };
+            if rest.step(payments).await? {
+                known.identity = seen.identity;
+                self.catching_up = None;
+                tracing::info!("everything is sent again");
+                return Ok(());
+            }
+            seen = self.observe(payments).await?;
+        }
+    }
+
     /// Stores what is known, unless it is nearly what is stored.
-    async fn store(&mut self, payments: &Payments, known: Known) -> Result<(), PublishError> {
+    async fn store(&mut self, payments: &Payments) -> Result<(), PublishError> {
+        let Some(known) = &self.known else { return Ok(()) };
         let is_news = self.stored.as_ref().is_none_or(|stored| {
             stored.identity != known.identity
                 || known.delivered_until.is_some_and(|until| {
@@ -123,39 +178,57 @@ impl Watch {
                 })
         });
         if is_news {
-            repository::remember_redis(payments, &known).await?;
-            self.stored = Some(known);
+            repository::remember_redis(payments, known).await?;
+            self.stored = Some(known.clone());
         }
         Ok(())
     }
 }
 
-/// Sends again everything that a Redis which is not the known one may lack.
-async fn resend(payments: &Payments, known: &Known) -> Result<(), PublishError> {
-    // Before the audit is read: whoever publishes and marks at this very time then knows that it
-    // may have written to the old Redis, and sends once more.
-    payments.replaced.fetch_add(1, Ordering::SeqCst);
-    let now = clock::now();
-    let since = known.resend_since(now);
-    tracing::warn!(%since, "Redis was emptied, replaced or restarted: sending everything again");
-    let windows = db::patiently(repository::announced_since(payments, since)).await?;
-    for windows in windows.chunks(SENDS_PER_STEP as usize) {
-        let announcements = windows.iter().cloned();
-        let announcements = announcements.map(|window| Announcement::new(window, now).to_json());
-        let announcements: Vec<String> = announcements.collect();
-        payments.producer.publish_announcements(&announcements).await?;
+impl CatchingUp {
+    fn begin(known: &Known, identity: String, now: Timestamp) -> Self {
+        let [urgent, rest] = known.resend_spans(now);
+        tracing::warn!(
+            since = %rest.0,
+            undelivered_since = %urgent.0,
+            "Redis was emptied, replaced or restarted: sending everything again"
+        );
+        let spans = [urgent, rest].map(|(from, until)| ((from, 0), until));
+        Self { identity, announced: false, spans: spans.into(), is_delivered_again: false }
     }
-    let (mut place, mut heartbeats) = ((since, 0), 0);
-    loop {
-        let page = repository::published_between(payments, place, now, SENDS_PER_STEP);
+
+    /// Sends some. Answers whether that was all.
+    async fn step(&mut self, payments: &Payments) -> Result<bool, PublishError> {
+        if !self.announced {
+            self.announce(payments).await?;
+            self.announced = true;
+        }
+        let Some((place, until)) = self.spans.front_mut() else { return Ok(true) };
+        let page = repository::published_between(payments, *place, *until, SENDS_PER_STEP);
         let (ticks, last) = db::patiently(page).await?;
-        let Some(last) = last else { break };
-        heartbeats += ticks.len();
         publish::send(payments, &ticks).await?;
-        place = last;
+        if let Some(last) = last {
+            *place = last;
+        } else {
+            self.spans.pop_front();
+            self.is_delivered_again = true;
+        }
+        Ok(self.spans.is_empty())
     }
-    tracing::info!(windows = windows.len(), heartbeats, "everything is sent again");
-    Ok(())
+
+    /// Announces again the windows that may be unknown.
+    async fn announce(&self, payments: &Payments) -> Result<(), PublishError> {
+        let Some(((since, _), _)) = self.spans.back() else { return Ok(()) };
+        let windows = db::patiently(repository::announced_since(payments, *since)).await?;
+        let now = clock::now();
+        for windows in windows.chunks(SENDS_PER_STEP as usize) {
+            let announcements =
+                windows.iter().map(|window| Announcement::new(window.clone(), now).to_json());
+            let announcements: Vec<String> = announcements.collect();
+            payments.producer.publish_announcements(&announcements).await?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -167,13 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn at_least_two_minutes_are_sent_again_and_all_that_was_not_delivered() {
-        let since = |delivered_until| {
-            Known { identity: String::new(), delivered_until }.resend_since(at(1_000))
+    fn what_was_not_delivered_is_sent_again_first_and_then_at_least_two_minutes() {
+        let spans = |delivered_until| {
+            let spans = Known { identity: String::new(), delivered_until }.resend_spans(at(1_000));
+            spans.map(|(from, until)| [from, until].map(|at_| at_.until(at(1_000)).as_secs()))
         };
-        assert_eq!(since(None), at(870));
-        assert_eq!(since(Some(at(999))), at(870));
-        assert_eq!(since(Some(at(500))), at(490));
+        assert_eq!(spans(None), [[130, 0], [130, 130]]);
+        assert_eq!(spans(Some(at(999))), [[11, 0], [130, 11]]);
+        assert_eq!(spans(Some(at(500))), [[510, 0], [510, 510]]);
     }
 
     #[test]

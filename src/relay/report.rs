@@ -13,7 +13,7 @@ use super::NAME_HELD;
 use super::deliver::Delivery;
 use crate::shutdown;
 use crate::stream::{DeadLetter, DeadLetters, StreamError, Survey};
-use crate::wire::{DeadLetterReport, PipelineReport, Timestamp};
+use crate::wire::{DeadLetterReport, MOST_ITEMS, PipelineReport, Timestamp};
 
 /// Time between two reports.
 pub const INTERVAL: Duration = Duration::from_secs(1);
@@ -168,7 +168,9 @@ impl Reporter {
             windows: survey.windows,
             heartbeats: survey.heartbeats,
             breaker: self.delivery.gate.report(),
-            suspects: survey.suspects,
+            // Beyond that, the grace after a loss has to do.
+            suspects: survey.suspects.into_iter().take(MOST_ITEMS).collect(),
+            resending: survey.resending.into_iter().take(MOST_ITEMS).collect(),
             dead_letters_total: survey.dead_letters,
             dead_letters: letters.iter().filter_map(told).collect(),
             silent_groups: self.memory.silent_groups.clone(),

@@ -30,7 +30,9 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ";
 
-/// Surveys the group, forgets suspects that are no longer pending, and publishes the watermark.
+/// Surveys the group, forgets suspects that are no longer pending, and publishes the watermark. A
+/// sender that was here within 10 s and has not seen to this Redis is sending again; one that was
+/// not here for an hour is forgotten.
 const SURVEY: &str = r"
 local streams, group = {KEYS[2], KEYS[3]}, ARGV[2]
 local is_suspect, suspects = {}, {}
@@ -73,11 +75,25 @@ for number, stream in ipairs(streams) do
   states[number] = {facts['lag'] or -1, facts['pending'], oldest or ''}
 end
 redis.call('HSET', KEYS[5], group, string.format('%.0f', watermark))
-return {identity, now, watermark, states, suspects, redis.call('XLEN', KEYS[6])}
+local is_resending, resending = {}, {}
+local senders = redis.call('HGETALL', KEYS[7])
+for i = 1, #senders, 2 do
+  local service = string.match(senders[i], '^(.*)/')
+  local seen_to, at = string.match(senders[i + 1], '^(%S*) (%d+)$')
+  if now - tonumber(at) > 3600000 then
+    redis.call('HDEL', KEYS[7], senders[i])
+  elseif now - tonumber(at) < 10000 and seen_to ~= identity and not is_resending[service] then
+    is_resending[service] = true
+    resending[#resending + 1] = service
+  end
+end
+return {identity, now, watermark, states, suspects, redis.call('XLEN', KEYS[6]), resending}
 ";
 
-/// The smallest watermark that any group has published, or -1.
+/// Notes that a sender is here, and which Redis it has seen to. Answers the smallest watermark that
+/// any group has published, or -1.
 const OBSERVE: &str = r"
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[3] .. ' ' .. string.format('%.0f', now))
 local watermark = -1
 for _, published in ipairs(redis.call('HVALS', KEYS[2])) do
   local millis = tonumber(published)
@@ -136,6 +152,8 @@ pub struct Survey {
     pub suspects: Vec<Suspect>,
     /// Dead letters.
     pub dead_letters: u64,
+    /// Services that are here and have not sent again what this Redis may lack.
+    pub resending: Vec<String>,
 }
 
 /// What a sender sees of the streams.
@@ -150,7 +168,7 @@ pub struct Observation {
 }
 
 /// What [`SURVEY`] answers.
-type Surveyed = (String, u64, u64, (State, State), Vec<Value>, u64);
+type Surveyed = (String, u64, u64, (State, State), Vec<Value>, u64, Vec<String>);
 /// Lag or -1, pending, and the oldest of these or nothing.
 type State = (i64, u64, String);
 
@@ -162,12 +180,13 @@ impl Group {
     pub async fn survey(&self) -> Result<Survey, StreamError> {
         let (stream, name) = (&self.stream, self.name.as_str());
         let mut command = cmd("EVAL");
-        command.arg(format!("{IDENTIFY}{SURVEY}")).arg(6);
+        command.arg(format!("{IDENTIFY}{SURVEY}")).arg(7);
         command.arg(&[stream.epoch(), stream.windows().to_owned(), stream.reports().to_owned()]);
         command.arg(&[stream.suspects(name), stream.watermarks(), stream.dead().to_owned()]);
-        command.arg(new_epoch()).arg(name);
-        let (identity, now, watermark, (windows, heartbeats), suspects, dead_letters): Surveyed =
-            self.writer.query(&command).await?;
+        command.arg(stream.senders()).arg(new_epoch()).arg(name);
+        let surveyed: Surveyed = self.writer.query(&command).await?;
+        let (identity, now, watermark, (windows, heartbeats), suspects, letters, resending) =
+            surveyed;
         Ok(Survey {
             identity,
             now: Timestamp::from_millis(now),
@@ -175,7 +194,8 @@ impl Group {
             windows: state(&windows),
             heartbeats: state(&heartbeats),
             suspects: suspects.into_iter().filter_map(|value| self.suspect(value)).collect(),
-            dead_letters,
+            dead_letters: letters,
+            resending,
         })
     }
 
@@ -225,14 +245,20 @@ impl Group {
 }
 
 impl Producer {
-    /// Asks which Redis this is, and how far delivery has come.
+    /// Asks which Redis this is, and how far delivery has come. Tells it that a process of a service
+    /// is here, and which Redis that has seen to: it has sent everything again that one may lack.
     ///
     /// # Errors
     /// When Redis does not answer or refuses.
-    pub async fn observe(&self) -> Result<Observation, StreamError> {
+    pub async fn observe(
+        &self,
+        (service, process): (&str, &str),
+        seen_to: &str,
+    ) -> Result<Observation, StreamError> {
         let mut command = cmd("EVAL");
-        command.arg(format!("{IDENTIFY}{OBSERVE}")).arg(2);
-        command.arg(&[self.stream.epoch(), self.stream.watermarks()]).arg(new_epoch());
+        command.arg(format!("{IDENTIFY}{OBSERVE}")).arg(3);
+        command.arg(&[self.stream.epoch(), self.stream.watermarks(), self.stream.senders()]);
+        command.arg(new_epoch()).arg(format!("{service}/{process}")).arg(seen_to);
         let (identity, now, watermark): (String, u64, i64) = self.link.query(&command).await?;
         let watermark = u64::try_from(watermark).ok().map(Timestamp::from_millis);
         Ok(Observation { identity, now: Timestamp::from_millis(now), watermark })

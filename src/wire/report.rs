@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::{StreamId, Timestamp, WireError};
 
-/// Most suspects, dead letters and silent groups of one report, each.
-const MOST_ITEMS: usize = 1_000;
+/// Most suspects, dead letters, silent groups and services that send again of one report, each.
+pub const MOST_ITEMS: usize = 1_000;
 /// Longest name in a report, in bytes.
 const LONGEST_NAME: usize = 200;
 /// Longest reason in a report, in bytes.
@@ -41,6 +41,9 @@ pub struct PipelineReport {
     /// Entries that alone make the monitor fail.
     #[serde(default)]
     pub suspects: Vec<Suspect>,
+    /// Services that are at work and have not yet sent again what a new Redis may lack.
+    #[serde(default)]
+    pub resending: Vec<String>,
     /// Dead letters in Redis.
     pub dead_letters_total: u64,
     /// Dead letters that no report has told of before.
@@ -126,7 +129,8 @@ impl PipelineReport {
         let streams = self.suspects.iter().map(|suspect| &suspect.stream);
         let streams = streams.chain(self.dead_letters.iter().map(|letter| &letter.stream));
         let names = [&self.relay, &self.group, &self.stream, &self.redis_identity];
-        for name in names.into_iter().chain(streams).chain(&self.silent_groups) {
+        let others = self.silent_groups.iter().chain(&self.resending);
+        for name in names.into_iter().chain(streams).chain(others) {
             if name.is_empty() || name.len() > LONGEST_NAME {
                 return Err(WireError::invalid(format!(
                     "a name must have 1 to {LONGEST_NAME} bytes"
@@ -143,7 +147,8 @@ impl PipelineReport {
             let text = format!("a reason may have at most {LONGEST_REASON} bytes");
             return Err(WireError::invalid(text));
         }
-        let items = [self.suspects.len(), self.dead_letters.len(), self.silent_groups.len()];
+        let Self { suspects, dead_letters, silent_groups, resending, .. } = self;
+        let items = [suspects.len(), dead_letters.len(), silent_groups.len(), resending.len()];
         if items.iter().any(|items| *items > MOST_ITEMS) {
             return Err(WireError::invalid(format!("a list may have at most {MOST_ITEMS} items")));
         }

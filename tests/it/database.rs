@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use heartbeat::config::DatabaseUrl;
 use heartbeat::db;
 use heartbeat::monitor::{ingest, latest_windows};
 use heartbeat::payments;
-use sqlx::{Connection, Row};
+use sqlx::{AssertSqlSafe, Connection, Row};
 use uuid::Uuid;
 
 use crate::support::{
@@ -201,4 +202,27 @@ async fn batches_in_any_order_do_not_deadlock() {
     let after: i64 = sqlx::query_scalar(deadlocks).fetch_one(&monitor.pool).await.unwrap();
     // Other tests share the server; unsorted rows would make hundreds.
     assert!(after - before < 20, "{} deadlocks", after - before);
+}
+
+/// A role that starts while its database takes no writes has nothing to write there.
+#[tokio::test]
+async fn a_schema_that_is_up_to_date_is_only_read() {
+    let ground = Ground::new().await;
+    ground.monitor().await;
+    let administrator = pool(&ground.monitor_url).await;
+    let name = &Uuid::new_v4().simple().to_string()[..16];
+    for statement in [
+        format!("CREATE USER '{name}'@'127.0.0.1' IDENTIFIED BY 'reads-only'"),
+        format!("GRANT SELECT ON *.* TO '{name}'@'127.0.0.1'"),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&administrator).await.unwrap();
+    }
+    let mut url = reqwest::Url::parse(&ground.monitor_tcp_url).unwrap();
+    url.set_username(name).unwrap();
+    url.set_password(Some("reads-only")).unwrap();
+    let url: DatabaseUrl = url.as_str().parse().unwrap();
+    let reader = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
+    db::prepare_schema(&reader, &db::MONITOR_SCHEMA, "monitor database", true).await.unwrap();
+    let other = db::prepare_schema(&reader, &db::PAYMENTS_SCHEMA, "payments database", true).await;
+    assert!(other.is_err(), "one that is not has to be written");
 }

@@ -10,6 +10,7 @@ use heartbeat::monitor::{Monitor, latest_windows};
 use heartbeat::wire::{Heartbeat, Status, Timestamp, Window};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use rand::seq::SliceRandom;
 use sqlx::Row;
 
 use crate::support::{Ground, announcement, heartbeat, window};
@@ -26,6 +27,28 @@ async fn take(monitor: &Monitor, heartbeats: Vec<Heartbeat>, now: Timestamp) -> 
 
 fn error(heartbeat: Heartbeat) -> Heartbeat {
     Heartbeat { status: Status::Error(Some("boom".to_owned())), ..heartbeat }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn windows_that_many_announce_at_once_are_known_to_all() {
+    let monitor = Ground::new().await.monitor().await;
+    for round in 0..20 {
+        let windows: Vec<_> = (0..93).map(|n| window(["a", "b", "c"][n % 3], 3)).collect();
+        let mut tasks = tokio::task::JoinSet::new();
+        for most in [93, 60, 2, 12, 93, 17] {
+            let (monitor, mut windows) = (monitor.clone(), windows.clone());
+            windows.shuffle(&mut rand::rng());
+            windows.truncate(most);
+            tasks.spawn(async move {
+                let now = windows[0].from();
+                let told = windows.iter().map(announcement).collect();
+                ingest::announce(&monitor, told, now).await.unwrap()
+            });
+        }
+        let outcomes = tasks.join_all().await.concat();
+        let rejected = outcomes.iter().find(|outcome| matches!(outcome, Outcome::Rejected(_)));
+        assert_eq!(rejected, None, "round {round}");
+    }
 }
 
 #[tokio::test]

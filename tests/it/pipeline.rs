@@ -34,6 +34,7 @@ fn report(watermark: Timestamp) -> PipelineReport {
         heartbeats: StreamState { lag: Some(3), pending: 2, oldest_pending_at: Some(watermark) },
         breaker: Breaker::Closed,
         suspects: Vec::new(),
+        resending: Vec::new(),
         dead_letters_total: 0,
         dead_letters: Vec::new(),
         silent_groups: Vec::new(),

@@ -43,7 +43,7 @@ async fn it_waits_for_what_is_unread_or_pending_on_either_stream() {
         group.acknowledge(source, &[id]).await.unwrap();
         assert!(is_clear(&group.survey().await.unwrap()));
     }
-    let seen = ground.producer().observe().await.unwrap();
+    let seen = ground.observe().await.unwrap();
     assert!(seen.watermark >= Some(idle.watermark), "senders can see it");
 }
 
@@ -81,7 +81,7 @@ async fn an_emptied_redis_and_a_lost_group_are_another_redis() {
     let ground = Ground::new().await;
     let group = ground.group("me");
     group.create().await.unwrap();
-    let identity = async || ground.producer().observe().await.unwrap().identity;
+    let identity = async || ground.observe().await.unwrap().identity;
     let first = identity().await;
     assert_eq!(identity().await, first);
     assert_eq!(group.survey().await.unwrap().identity, first);
@@ -152,14 +152,14 @@ async fn senders_are_told_when_pending_entries_were_deleted() {
     dead.create().await.unwrap();
     let id = ground.send(heartbeat(&window("payments-a", 1), 0).to_json()).await;
     dead.read_new(1).await.unwrap();
-    let before = ground.producer().observe().await.unwrap().identity;
+    let before = ground.observe().await.unwrap().identity;
     let mut redis = ground.redis().await;
     redis.xdel::<_, _, ()>(ground.stream.reports(), &[id.to_string()]).await.unwrap();
     let monitor = Process::monitor(&ground, &[]).await;
     let quick = ["--lease", "1s", "--http-timeout", "300ms"];
     let _relay = Process::relay(&ground, &monitor.url(""), &quick).await;
     eventually("the epoch changes", async || {
-        let seen = ground.producer().observe().await.unwrap();
+        let seen = ground.observe().await.unwrap();
         (seen.identity != before).then_some(())
     })
     .await;

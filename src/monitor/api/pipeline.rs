@@ -90,6 +90,8 @@ struct PipelineView {
     windows: Option<StreamState>,
     heartbeats: Option<StreamState>,
     suspects: Vec<Suspect>,
+    /// Services that have not yet sent again what a lost Redis took along.
+    resending: Vec<String>,
     dead_letters: u64,
     silent_groups: BTreeSet<String>,
     relays: Vec<RelayView>,
@@ -123,6 +125,7 @@ impl PipelineView {
             windows: last.map(|report| report.windows.clone()),
             heartbeats: last.map(|report| report.heartbeats.clone()),
             suspects: last.map(|report| report.suspects.clone()).unwrap_or_default(),
+            resending: last.map(|report| report.resending.clone()).unwrap_or_default(),
             dead_letters: last.map_or(0, |report| report.dead_letters_total),
             silent_groups: reports
                 .iter()

@@ -1,8 +1,10 @@
 //! The end of a window, its revision, and the history of both.
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlPool, Row};
+use sqlx::query_builder::QueryBuilder;
+use sqlx::{MySql, MySqlPool, Row};
 
+use super::obstacles::WITHOUT_OBSTACLE;
 use super::windows::counts;
 use crate::db;
 use crate::monitor::window::{Counts, WindowStatus};
@@ -94,15 +96,13 @@ pub(in crate::monitor) async fn claim_unobserved(
     due_by: Timestamp,
     limit: u32,
 ) -> Result<Vec<i64>, db::Error> {
-    Ok(sqlx::query_scalar(
-        "SELECT id FROM windows WHERE unobserved_reports > 0 AND due_at <= ? AND NOT EXISTS \
-         (SELECT 1 FROM suspect_windows s WHERE s.window_uuid = windows.window_uuid) \
-         ORDER BY unobserved_reports, due_at LIMIT ? FOR UPDATE SKIP LOCKED",
-    )
-    .bind(DateTime::<Utc>::from(due_by))
-    .bind(limit)
-    .fetch_all(connection)
-    .await?)
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id FROM windows WHERE unobserved_reports > 0 AND due_at <= ",
+    );
+    query.push_bind(DateTime::<Utc>::from(due_by)).push(WITHOUT_OBSTACLE);
+    query.push(" ORDER BY unobserved_reports, due_at LIMIT ").push_bind(limit);
+    query.push(" FOR UPDATE SKIP LOCKED");
+    Ok(query.build_query_scalar().fetch_all(connection).await?)
 }
 
 /// Notes that what could not be observed of a closed window is missing indeed.

@@ -85,9 +85,9 @@ async fn begin(
     (condition, detail): (Condition, &str),
     now: Timestamp,
 ) -> Result<(), db::Error> {
-    sqlx::query(
+    let begun = sqlx::query(
         "INSERT INTO pipeline_conditions (stream, consumer_group, kind, detail, began_at, lasting) \
-         VALUES (?, ?, ?, ?, ?, TRUE) ON DUPLICATE KEY UPDATE stream = VALUES(stream)",
+         VALUES (?, ?, ?, ?, ?, TRUE)",
     )
     .bind(stream)
     .bind(group)
@@ -95,8 +95,9 @@ async fn begin(
     .bind(detail)
     .bind(DateTime::<Utc>::from(now))
     .execute(connection)
-    .await?;
-    Ok(())
+    .await;
+    // One that lasts already is recorded.
+    db::is_inserted(begun).map(drop)
 }
 
 pub(super) async fn end(

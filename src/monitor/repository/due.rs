@@ -6,9 +6,10 @@ use sqlx::MySqlPool;
 use sqlx::query_builder::QueryBuilder;
 use uuid::Uuid;
 
+use super::obstacles::WITHOUT_OBSTACLE;
 use super::windows::{COLUMNS, stored};
 use crate::db;
-use crate::monitor::watermark::Tide;
+use crate::monitor::tide::Tide;
 use crate::monitor::window::StoredWindow;
 use crate::wire::Timestamp;
 
@@ -35,9 +36,7 @@ pub(in crate::monitor) async fn claim_due(
     claimed.add(connection, by_clock).await?;
     let mut by_watermark = QueryBuilder::<MySql>::new(COLUMNS);
     by_watermark.push("WHERE status = 'OPEN' AND via_stream = TRUE AND due_at <= ");
-    by_watermark.push_bind(at(tide.by_watermark())).push(" AND NOT EXISTS ");
-    by_watermark
-        .push("(SELECT 1 FROM suspect_windows s WHERE s.window_uuid = windows.window_uuid)");
+    by_watermark.push_bind(at(tide.by_watermark())).push(WITHOUT_OBSTACLE);
     claimed.add(connection, by_watermark).await?;
     let mut held_too_long = QueryBuilder::<MySql>::new(COLUMNS);
     held_too_long.push("WHERE status = 'OPEN' AND via_stream = TRUE AND due_at <= ");

@@ -1,17 +1,15 @@
-//! Rows about the way from the senders: pipelines, reports, suspects, dead letters, and the time
-//! that monitors have been running.
+//! Rows about the way from the senders: pipelines, reports, dead letters, and the time that monitors
+//! have been running.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
-use uuid::Uuid;
 
+use super::chunks;
 use super::conditions::end;
-use super::{chunks, push_list};
 use crate::db;
 use crate::monitor::pipeline::Condition;
 use crate::monitor::watermark::Progress;
@@ -182,65 +180,6 @@ pub(in crate::monitor) async fn store_report(
     Ok(())
 }
 
-/// Stores which windows have suspects now. Writes only what has changed.
-pub(in crate::monitor) async fn store_suspects(
-    connection: &mut db::Connection,
-    report: &PipelineReport,
-) -> Result<(), db::Error> {
-    let now: BTreeSet<Uuid> =
-        report.suspects.iter().filter_map(|suspect| suspect.report.window_uuid).collect();
-    let before: Vec<String> = sqlx::query_scalar(
-        "SELECT window_uuid FROM suspect_windows WHERE stream = ? AND consumer_group = ?",
-    )
-    .bind(&report.stream)
-    .bind(&report.group)
-    .fetch_all(&mut *connection)
-    .await?;
-    let before: BTreeSet<Uuid> =
-        before.iter().filter_map(|uuid| Uuid::try_parse(uuid).ok()).collect();
-    for gone in before.difference(&now) {
-        sqlx::query(
-            "DELETE FROM suspect_windows WHERE window_uuid = ? AND stream = ? \
-             AND consumer_group = ?",
-        )
-        .bind(gone.to_string())
-        .bind(&report.stream)
-        .bind(&report.group)
-        .execute(&mut *connection)
-        .await?;
-    }
-    for new in now.difference(&before) {
-        sqlx::query(
-            "INSERT INTO suspect_windows (window_uuid, stream, consumer_group) VALUES (?, ?, ?) \
-             ON DUPLICATE KEY UPDATE stream = stream",
-        )
-        .bind(new.to_string())
-        .bind(&report.stream)
-        .bind(&report.group)
-        .execute(&mut *connection)
-        .await?;
-    }
-    Ok(())
-}
-
-/// Which of some windows have suspects.
-pub(in crate::monitor) async fn suspect_windows(
-    connection: &mut db::Connection,
-    windows: &[Uuid],
-) -> Result<BTreeSet<Uuid>, db::Error> {
-    let mut found = BTreeSet::new();
-    for chunk in chunks(windows) {
-        let mut query = QueryBuilder::<MySql>::new(
-            "SELECT window_uuid FROM suspect_windows WHERE window_uuid IN ",
-        );
-        push_list(&mut query, chunk.iter().map(Uuid::to_string));
-        for uuid in query.build_query_scalar::<String>().fetch_all(&mut *connection).await? {
-            found.extend(Uuid::try_parse(&uuid));
-        }
-    }
-    Ok(found)
-}
-
 /// Every pipeline.
 pub(in crate::monitor) async fn pipelines(pool: &MySqlPool) -> Result<Vec<Pipeline>, db::Error> {
     let rows = sqlx::query(
@@ -298,6 +237,7 @@ pub(in crate::monitor) async fn forget(
                 "DELETE FROM pipelines WHERE stream = ? AND consumer_group = ?",
                 "DELETE FROM pipeline_relays WHERE stream = ? AND consumer_group = ?",
                 "DELETE FROM suspect_windows WHERE stream = ? AND consumer_group = ?",
+                "DELETE FROM resending_services WHERE stream = ? AND consumer_group = ?",
             ] {
                 let deleted = sqlx::query(statement).bind(&stream).bind(&group);
                 known |= deleted.execute(&mut *connection).await?.rows_affected() > 0;

@@ -8,7 +8,7 @@ use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 use uuid::Uuid;
 
-use super::{at, bad, update};
+use super::{at, bad};
 use crate::db;
 use crate::stream::StreamId;
 use crate::wire::{Status, Timestamp, Window};
@@ -75,25 +75,30 @@ pub(in crate::payments) async fn insert_tick(
     status: Option<&Status>,
     now: Timestamp,
 ) -> Result<(), db::Error> {
-    update(
-        pool,
-        "store a tick",
-        "INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, \
-         timestamp, sent_to_queue, created_at, slot) VALUES (?, ?, ?, ?, ?, ?, FALSE, ?, ?) \
-         ON DUPLICATE KEY UPDATE slot = VALUES(slot)",
-        vec![
-            window.uuid.to_string().into(),
-            window.service.to_string().into(),
-            status.map_or_else(|| OMITTED.to_owned(), ToString::to_string).into(),
-            window.from().into(),
-            window.to().into(),
-            now.into(),
-            now.into(),
-            i64::from(slot).into(),
-        ],
-    )
+    let window = window.clone();
+    let status = status.map_or_else(|| OMITTED.to_owned(), ToString::to_string);
+    db::transaction(pool, "store a tick", move |connection| {
+        let (window, status) = (window.clone(), status.clone());
+        Box::pin(async move {
+            let inserted = sqlx::query(
+                "INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, \
+                 timestamp, sent_to_queue, created_at, slot) VALUES (?, ?, ?, ?, ?, ?, FALSE, ?, ?)",
+            )
+            .bind(window.uuid.to_string())
+            .bind(window.service.as_str())
+            .bind(status)
+            .bind(DateTime::<Utc>::from(window.from()))
+            .bind(DateTime::<Utc>::from(window.to()))
+            .bind(DateTime::<Utc>::from(now))
+            .bind(DateTime::<Utc>::from(now))
+            .bind(slot)
+            .execute(connection)
+            .await;
+            // One that is stored already stands.
+            db::is_inserted(inserted).map(drop)
+        })
+    })
     .await
-    .map(drop)
 }
 
 /// Ticks of a window from a slot on that are stored and not known to be sent, in order.

@@ -73,11 +73,7 @@ pub(in crate::payments) async fn insert_window(
             .bind(micros(lease))
             .execute(connection)
             .await;
-            match inserted {
-                Ok(_) => Ok(true),
-                Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Ok(false),
-                Err(error) => Err(error.into()),
-            }
+            db::is_inserted(inserted)
         })
     })
     .await

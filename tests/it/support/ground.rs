@@ -8,7 +8,9 @@ use heartbeat::db;
 use heartbeat::http::Readiness;
 use heartbeat::monitor::Monitor;
 use heartbeat::payments::Payments;
-use heartbeat::stream::{DeadLetters, Group, Link, Producer, StreamId, StreamName};
+use heartbeat::stream::{
+    DeadLetters, Group, Link, Observation, Producer, StreamError, StreamId, StreamName,
+};
 use heartbeat::wire::Tick;
 use redis::AsyncCommands;
 use sqlx::mysql::MySqlPoolOptions;
@@ -106,6 +108,11 @@ impl Ground {
         let names = ("monitor-queue-group".to_owned(), consumer.to_owned());
         let block = Duration::from_millis(100);
         Group::new(&self.redis, link, self.stream.clone(), names, block).unwrap()
+    }
+
+    /// What a sender sees of Redis that has seen to nothing.
+    pub async fn observe(&self) -> Result<Observation, StreamError> {
+        self.producer().observe(("payments-z", "test"), "").await
     }
 
     /// The dead letters of this ground's stream.
