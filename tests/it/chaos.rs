@@ -15,6 +15,7 @@ mod cluster;
 mod faults;
 mod leash;
 mod ledger;
+mod ledger_tests;
 mod network;
 mod plan;
 mod poison;
