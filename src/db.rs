@@ -157,18 +157,26 @@ pub async fn prepare_schema(
     may_change: bool,
 ) -> anyhow::Result<()> {
     let applied = applied(pool, schema, what).await?;
+    // Asked second, because another process may be at it: what it has begun is not applied yet.
+    let unfinished = pool.acquire().await?.dirty_version(&schema.table_name).await.unwrap_or(None);
     let is_applied = |migration: &Migration| {
         let same = |known: &AppliedMigration| {
             known.version == migration.version && known.checksum == migration.checksum
         };
         applied.iter().any(same)
     };
-    if schema.iter().all(is_applied) {
+    if unfinished.is_none() && schema.iter().all(is_applied) {
         // Nothing is written, so that a role also starts while its database takes no writes.
         return Ok(());
     }
     if may_change {
         return migrate(pool, schema, what).await;
+    }
+    if let Some(version) = unfinished {
+        bail!(
+            "version {version} of the schema of the {what} was begun and not finished: run \
+             `heartbeat migrate` to see why"
+        );
     }
     let wanted = schema.iter().map(|migration| migration.version).max().unwrap_or(0);
     let found = applied.iter().map(|migration| migration.version).max().unwrap_or(0);
@@ -190,12 +198,6 @@ async fn applied(
     what: &str,
 ) -> anyhow::Result<Vec<AppliedMigration>> {
     let mut connection = pool.acquire().await?;
-    if let Some(version) = connection.dirty_version(&schema.table_name).await.unwrap_or(None) {
-        bail!(
-            "version {version} of the schema of the {what} was begun and not finished: run \
-             `heartbeat migrate` to see why"
-        );
-    }
     match connection.list_applied_migrations(&schema.table_name).await {
         Ok(applied) => Ok(applied),
         // Without the table, which only a migration makes, none was applied.

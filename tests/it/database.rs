@@ -58,9 +58,9 @@ async fn many_processes_may_bring_a_schema_up_to_date_at_once() {
     let mut starts = tokio::task::JoinSet::new();
     for _ in 0..5 {
         let pool = pool(&ground.payments_url).await;
-        starts.spawn(
-            async move { db::migrate(&pool, &db::PAYMENTS_SCHEMA, "payments database").await },
-        );
+        starts.spawn(async move {
+            db::prepare_schema(&pool, &db::PAYMENTS_SCHEMA, "payments database", true).await
+        });
     }
     for outcome in starts.join_all().await {
         outcome.unwrap();
