@@ -6,12 +6,13 @@
 //! to drain, and then nothing may be lost, invented, closed twice, miscounted or alarmed about.
 //!
 //! `make chaos` runs it. [`plan`] says which faults come when, [`faults`] carries them out on the
-//! [`cluster`] and its [`network`], [`poison`] writes what no monitor can take, [`recovery`]
-//! measures, [`ledger`] reads the databases, [`checker`] judges, [`report`] prints.
+//! [`cluster`] and its [`network`], [`poison`] writes what no monitor can take, [`recovery`] and
+//! [`drill`] measure, [`ledger`] reads the databases, [`checker`] judges, [`report`] prints.
 
 mod checker;
 mod checker_tests;
 mod cluster;
+mod drill;
 mod faults;
 mod leash;
 mod ledger;
@@ -90,9 +91,13 @@ async fn run(directory: PathBuf, seed: u64, seconds: u64) -> Outcome {
         let opening = open_windows(&cluster, seed, Duration::from_secs(seconds));
         let injecting = poison.inject(&cluster, seed, seconds, start);
         let ((), (), faults_took) = tokio::join!(opening, injecting, faults_of_all_lanes);
-        (faults_took, drain(&cluster, &poison, &recovery).await)
+        let drills = tokio::select! {
+            drills = drill::all(&cluster) => drills,
+            () = open_windows(&cluster, seed, Duration::MAX) => unreachable!("it never ends"),
+        };
+        (faults_took, drills, drain(&cluster, &poison, &recovery).await)
     };
-    let (faults_took, drained) = tokio::select! {
+    let (faults_took, drills, drained) = tokio::select! {
         done = working => done,
         () = cluster.supervise() => unreachable!("it never ends"),
         () = recovery.watch(&cluster) => unreachable!("it never ends"),
@@ -115,6 +120,7 @@ async fn run(directory: PathBuf, seed: u64, seconds: u64) -> Outcome {
         report: checker::check(&ledger, &expectation),
         faults: happened,
         faults_took,
+        drills,
         poisoned,
         recoveries: recovery.times(),
         unrecovered: recovery.unsettled(),

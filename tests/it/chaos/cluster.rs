@@ -28,8 +28,6 @@ pub const GRACE: Duration = Duration::from_secs(2);
 pub const MAX_HOLD: Duration = Duration::from_secs(14);
 /// How long nothing is closed once Redis has become another.
 pub const REPLAY_GRACE: Duration = Duration::from_secs(10);
-/// Whether the monitors know how to hold windows, and so take the options for it.
-pub const MONITORS_HOLD: bool = true;
 /// The group that the relays share.
 pub const GROUP: &str = "monitor-queue-group";
 /// An account that, unlike an administrator's, may not write to a read-only database.

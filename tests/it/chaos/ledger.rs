@@ -1,6 +1,6 @@
 //! Both ledgers of a run as plain data, and reading them from the databases.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use heartbeat::monitor::window::WindowStatus;
@@ -166,9 +166,6 @@ pub async fn read(payments: &MySqlPool, monitor: &MySqlPool, dead_letters: Vec<S
 
 /// How many slots nobody could observe and nobody has settled since; none if that cannot be read.
 pub async fn unobserved(monitor: &MySqlPool) -> Option<i64> {
-    if !columns(monitor, "windows").await.ok()?.contains("unobserved_reports") {
-        return Some(0);
-    }
     let sum = "SELECT CAST(COALESCE(SUM(unobserved_reports), 0) AS SIGNED) FROM windows";
     sqlx::query_scalar(sum).fetch_one(monitor).await.ok()
 }
@@ -191,24 +188,18 @@ async fn read_plans(payments: &MySqlPool, ledger: &mut Ledger) {
 }
 
 async fn read_audit(payments: &MySqlPool, ledger: &mut Ledger) {
-    let columns = columns(payments, "report_audit").await.unwrap();
     // The id of the first answered write; `stream_id` is that of the last one.
-    let has_first = columns.contains("first_stream_id");
-    let first = if has_first { "COALESCE(first_stream_id, stream_id)" } else { "stream_id" };
-    let rows = select(
-        payments,
-        format!(
-            "SELECT window_uuid, CAST(slot AS SIGNED) AS slot, status, \
-             CAST(sent_to_queue AS SIGNED) AS sent, {first} AS first_sent \
-             FROM report_audit WHERE slot IS NOT NULL"
-        ),
+    let rows = sqlx::query(
+        "SELECT window_uuid, CAST(slot AS SIGNED) AS slot, status, \
+         CAST(sent_to_queue AS SIGNED) AS sent, first_stream_id FROM report_audit \
+         WHERE slot IS NOT NULL",
     );
-    for row in rows.await {
-        let first_sent: Option<String> = row.get("first_sent");
+    for row in rows.fetch_all(payments).await.unwrap() {
+        let first_sent: Option<String> = row.get("first_stream_id");
         let audited = Audited {
             status: row.get("status"),
             is_sent: row.get::<i64, _>("sent") != 0,
-            first_sent: first_sent.map(|id| written_at(id.parse().unwrap())),
+            first_sent: first_sent.map(|id| id.parse::<StreamId>().unwrap().written_at()),
         };
         let record = ledger.windows.entry(row.get("window_uuid")).or_default();
         record.audit.insert(number(&row, "slot"), audited);
@@ -217,18 +208,12 @@ async fn read_audit(payments: &MySqlPool, ledger: &mut Ledger) {
 
 /// Answers the uuids by the ids that other tables name.
 async fn read_watched(monitor: &MySqlPool, ledger: &mut Ledger) -> BTreeMap<i64, String> {
-    let columns = columns(monitor, "windows").await.unwrap();
-    let rows = select(
-        monitor,
-        format!(
-            "SELECT id, window_uuid, status, CAST(expected_reports AS SIGNED) AS expected, \
-             {COUNTS}, {}, ends_at, {} FROM windows",
-            optional(&columns, "unobserved_reports", "SIGNED"),
-            optional(&columns, "clock_offset_us", "SIGNED"),
-        ),
+    let statement = format!(
+        "SELECT id, window_uuid, status, CAST(expected_reports AS SIGNED) AS expected, {COUNTS}, \
+         ends_at, clock_offset_us FROM windows"
     );
     let mut uuids = BTreeMap::new();
-    for row in rows.await {
+    for row in select(monitor, statement).await {
         let watched = Watched {
             status: row.get::<String, _>("status").parse().unwrap(),
             expected: number(&row, "expected"),
@@ -244,54 +229,31 @@ async fn read_watched(monitor: &MySqlPool, ledger: &mut Ledger) -> BTreeMap<i64,
 }
 
 async fn read_events(monitor: &MySqlPool) -> Vec<MySqlRow> {
-    let columns = columns(monitor, "events").await.unwrap();
-    let cause = optional(&columns, "cause", "CHAR");
     let slot = "CAST(slot AS SIGNED) AS slot";
-    select(monitor, format!("SELECT window_id, {slot}, status, late, {cause} FROM events")).await
+    select(monitor, format!("SELECT window_id, {slot}, status, late, cause FROM events")).await
 }
 
 async fn read_history(monitor: &MySqlPool) -> Vec<MySqlRow> {
-    let columns = columns(monitor, "window_history").await.unwrap();
     select(
         monitor,
         format!(
-            "SELECT window_id, changed_at, status, {COUNTS}, {}, {} FROM window_history \
-             ORDER BY id",
-            optional(&columns, "cause", "CHAR"),
-            optional(&columns, "unobserved_reports", "SIGNED"),
+            "SELECT window_id, changed_at, status, cause, {COUNTS} FROM window_history ORDER BY id"
         ),
     )
     .await
 }
 
 const COUNTS: &str = "CAST(received_reports AS SIGNED) AS received, \
-    CAST(error_reports AS SIGNED) AS errors, CAST(missing_reports AS SIGNED) AS missing";
+    CAST(error_reports AS SIGNED) AS errors, CAST(missing_reports AS SIGNED) AS missing, \
+    CAST(unobserved_reports AS SIGNED) AS unobserved";
 
 fn counts(row: &MySqlRow) -> Counts {
-    let unobserved: Option<i64> = row.get("unobserved_reports");
     Counts {
         received: number(row, "received"),
         errors: number(row, "errors"),
         missing: number(row, "missing"),
-        unobserved: u32::try_from(unobserved.unwrap_or(0)).unwrap(),
+        unobserved: number(row, "unobserved"),
     }
-}
-
-/// A column that a schema may not have yet, as an expression that is null then.
-fn optional(columns: &BTreeSet<String>, name: &str, kind: &str) -> String {
-    let source = if columns.contains(name) { name } else { "NULL" };
-    format!("CAST({source} AS {kind}) AS {name}")
-}
-
-async fn columns(pool: &MySqlPool, table: &str) -> sqlx::Result<BTreeSet<String>> {
-    let names: Vec<String> = sqlx::query_scalar(
-        "SELECT CAST(column_name AS CHAR) FROM information_schema.columns \
-         WHERE table_schema = DATABASE() AND table_name = ?",
-    )
-    .bind(table)
-    .fetch_all(pool)
-    .await?;
-    Ok(names.into_iter().collect())
 }
 
 async fn select(pool: &MySqlPool, statement: String) -> Vec<MySqlRow> {
@@ -313,9 +275,4 @@ fn event_status(text: &str) -> EventStatus {
         "MISSING" => EventStatus::Missing,
         other => panic!("no status of an event: {other}"),
     }
-}
-
-/// When Redis wrote an entry.
-fn written_at(id: StreamId) -> Timestamp {
-    Timestamp::from_micros(i64::try_from(id.millis).unwrap() * 1_000)
 }

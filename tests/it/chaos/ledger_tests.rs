@@ -20,7 +20,7 @@ const SENT: [&str; 2] = [
      ('w', 's', '2026-11-21 10:00:00', '2026-11-21 10:00:03', '2026-11-21 10:00:00', \
      1000000, '.-0', '1-0')",
     "INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, timestamp, \
-     sent_to_queue, created_at, slot, stream_id) VALUES \
+     sent_to_queue, created_at, slot, first_stream_id) VALUES \
      ('w', 's', 'ok', '2026-11-21', '2026-11-22', '2026-11-21', TRUE, '2026-11-21', 0, '5000-1'), \
      ('w', 's', 'no_reported', '2026-11-21', '2026-11-22', '2026-11-21', FALSE, '2026-11-21', 1, \
      NULL), \

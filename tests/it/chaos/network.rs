@@ -5,7 +5,7 @@ use std::path::Path;
 
 use heartbeat::local::{Database, Redis};
 
-use super::cluster::{ACCOUNT, GRACE, MAX_HOLD, MONITORS_HOLD, REPLAY_GRACE, Role};
+use super::cluster::{ACCOUNT, GRACE, MAX_HOLD, REPLAY_GRACE, Role};
 use super::plan::{MONITORS, PAYMENTS, RELAYS};
 use super::proxy::{Pair, Proxy};
 use crate::support::free_address;
@@ -64,9 +64,7 @@ impl Network {
             let [grace, hold, replay] =
                 [GRACE, MAX_HOLD, REPLAY_GRACE].map(|time| format!("{}s", time.as_secs()));
             let mut arguments = vec!["--sweep-interval", "500ms", "--grace", &grace];
-            if MONITORS_HOLD {
-                arguments.extend(["--max-hold", &hold, "--replay-grace", &replay]);
-            }
+            arguments.extend(["--max-hold", &hold, "--replay-grace", &replay]);
             roles.push(Role::new(&name, address, directory, &arguments, environment));
         }
         roles

@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use heartbeat::clock;
-use heartbeat::stream::StreamId;
-use heartbeat::wire::Timestamp;
+use heartbeat::wire::{StreamId, Timestamp};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamInfoGroupsReply, StreamPendingCountReply, StreamRangeReply};
 use redis::{AsyncCommands, RedisResult};
@@ -120,7 +119,7 @@ pub async fn streams_are_drained(cluster: &Cluster) -> bool {
         let mut connection = cluster.redis_connection().await?;
         for key in [cluster.stream.windows(), cluster.stream.reports()] {
             let oldest = oldest_waiting(&mut connection, key).await.ok()??;
-            if oldest.is_some_and(|id| written_at(id).plus(IN_PASSING) < clock::now()) {
+            if oldest.is_some_and(|id| id.written_at().plus(IN_PASSING) < clock::now()) {
                 return None;
             }
         }
@@ -145,10 +144,6 @@ async fn oldest_waiting(
     let pending = pending.ids.into_iter().map(|entry| entry.id);
     let ids = pending.chain(unread.ids.into_iter().map(|entry| entry.id));
     Ok(Some(ids.filter_map(|id| id.parse().ok()).min()))
-}
-
-fn written_at(id: StreamId) -> Timestamp {
-    Timestamp::from_micros(i64::try_from(id.millis).unwrap() * 1_000)
 }
 
 /// Whether a process can do its work; if none is named, whether all can that no fault is about.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::checker::{Figure, Report};
+use super::drill::Drill;
 use super::faults;
 use super::plan::Kind;
 use super::poison;
@@ -30,6 +31,8 @@ pub struct Outcome {
     pub poisoned: poison::Book,
     /// Times from a part's return to its backlog drained, shortest first.
     pub recoveries: BTreeMap<String, Vec<Duration>>,
+    /// What one fault alone costs.
+    pub drills: Vec<Drill>,
     /// Parts whose backlog never drained.
     pub unrecovered: usize,
     /// How long everything took to settle; none if it did not.
@@ -57,7 +60,9 @@ impl Outcome {
 
     fn failures(&self) -> Vec<String> {
         let counted = Figure::ALL.map(|figure| (figure.to_string(), self.report.count(figure)));
+        let failed = |drill: &&Drill| drill.seen_after.is_none() || drill.recovered_after.is_none();
         let not_zero = [
+            ("drills that failed".to_owned(), self.drills.iter().filter(failed).count()),
             ("parts that did not recover".to_owned(), self.unrecovered),
             ("runs that did not drain".to_owned(), usize::from(self.drained.is_none())),
         ];
@@ -79,6 +84,7 @@ impl fmt::Display for Outcome {
             writeln!(f, "  {verdict:<38}{slots:>8}")?;
         }
         self.show_recoveries(f)?;
+        self.show_drills(f)?;
         writeln!(f, "\nfigures")?;
         for figure in Figure::ALL {
             writeln!(f, "  {figure:<38}{:>8}", report.count(figure))?;
@@ -119,6 +125,17 @@ impl Outcome {
         }
         for (kind, count) in poison::KINDS.into_iter().zip(self.poisoned.by_kind) {
             writeln!(f, "  {:<38}{count:>8}", format!("poison: {kind}"))?;
+        }
+        Ok(())
+    }
+
+    fn show_drills(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let title = "one part killed, everything else at work";
+        writeln!(f, "\n{title:<46}{:>6}{:>20}", "seen", "back to drained")?;
+        for Drill { part, seen_after, recovered_after } in &self.drills {
+            let shown = |time: &Option<Duration>| time.map_or_else(|| "never".to_owned(), seconds);
+            let (seen, recovered) = (shown(seen_after), shown(recovered_after));
+            writeln!(f, "  {part:<44}{seen:>6}{recovered:>20}")?;
         }
         Ok(())
     }
