@@ -28,3 +28,4 @@ mod standalone;
 mod streams;
 mod sweep;
 mod tidy;
+mod writes;
