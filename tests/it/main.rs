@@ -20,6 +20,7 @@ mod ingest;
 mod local;
 mod monitor_api;
 mod payments;
+mod reading;
 mod readme;
 mod relay;
 mod roles;
