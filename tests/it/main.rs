@@ -27,6 +27,7 @@ mod roles;
 mod seed_sql;
 mod standalone;
 mod streams;
+mod suspects;
 mod sweep;
 mod tidy;
 mod writes;
