@@ -19,6 +19,7 @@ mod forward;
 mod ingest;
 mod local;
 mod monitor_api;
+mod outbox;
 mod payments;
 mod reading;
 mod readme;
