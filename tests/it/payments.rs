@@ -206,13 +206,14 @@ async fn a_live_replicas_window_and_an_old_senders_window_are_left_alone() {
     let stop = CancellationToken::new();
     let running = tokio::spawn(emitter::run(replica.clone(), queue, stop.clone()));
     tokio::time::sleep(Duration::from_millis(300)).await;
-    stop.cancel();
-    running.await.unwrap().unwrap();
+    // While it runs: a process that stops hands back what it has taken.
     let owners: Vec<Option<String>> =
         sqlx::query_scalar("SELECT owner FROM report_windows ORDER BY plan IS NULL")
             .fetch_all(&payments.pool)
             .await
             .unwrap();
+    stop.cancel();
+    running.await.unwrap().unwrap();
     assert_eq!(owners, [Some(payments.owner.to_string()), None]);
 }
 
