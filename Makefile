@@ -1,6 +1,6 @@
 # What a developer does here, one target each. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lint doc deny up down install
+.PHONY: help run test guards check fmt lint doc deny up down install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,6 +12,10 @@ run: ## build and run everything on this machine, with a demonstration
 
 test: ## all tests on MariaDB, and the integration tests again on MySQL
 	.ci/test
+
+guards: ## show that each guard has a test that fails without it, and keep the report
+	HEARTBEAT_TEST_MYSQLD="$$(.ci/mysql | tail -n1)/mysqld" \
+		tests/guards.py --output docs/evidence/guards.txt
 
 check: fmt lint doc deny ## formatting, lints, documentation and dependencies
 

@@ -16,6 +16,7 @@ mod compose;
 mod database;
 mod dead_letters;
 mod forward;
+mod guards;
 mod ingest;
 mod local;
 mod monitor_api;
