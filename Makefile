@@ -1,6 +1,6 @@
 # What a developer does here, one target each. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos check fmt lint doc deny up down install
+.PHONY: help run test chaos guards check fmt lint doc deny up down install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ chaos: override SEED := $(if $(filter command line,$(origin SEED)),$(SEED))
 chaos: ## everything fails, and nothing is lost: make chaos SECONDS=60 SEED=1
 	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) \
 		cargo test --locked --test it chaos::chaos -- --exact --ignored --nocapture
+
+guards: ## show that each guard has a test that fails without it, and keep the report
+	HEARTBEAT_TEST_MYSQLD="$$(.ci/mysql | tail -n1)/mysqld" \
+		tests/guards.py --output docs/evidence/guards.txt
 
 check: fmt lint doc deny ## formatting, lints, documentation and dependencies
 

@@ -6,7 +6,7 @@ use heartbeat::config::DatabaseUrl;
 use heartbeat::db;
 use heartbeat::monitor::{ingest, latest_windows};
 use heartbeat::payments;
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::{AssertSqlSafe, Connection, MySqlPool, Row};
 use uuid::Uuid;
 
 use crate::support::{
@@ -179,9 +179,7 @@ async fn batches_in_any_order_do_not_deadlock() {
     ingest::announce(&monitor, windows.iter().map(announcement).collect(), windows[0].from())
         .await
         .unwrap();
-    let deadlocks =
-        "SELECT COUNT FROM information_schema.INNODB_METRICS WHERE NAME = 'lock_deadlocks'";
-    let before: i64 = sqlx::query_scalar(deadlocks).fetch_one(&monitor.pool).await.unwrap();
+    let before = deadlocks(&monitor.pool).await;
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..8_usize {
         let (monitor, windows) = (monitor.clone(), windows.clone());
@@ -199,9 +197,42 @@ async fn batches_in_any_order_do_not_deadlock() {
         });
     }
     writers.join_all().await;
-    let after: i64 = sqlx::query_scalar(deadlocks).fetch_one(&monitor.pool).await.unwrap();
+    let made = deadlocks(&monitor.pool).await - before;
     // Other tests share the server; unsorted rows would make hundreds.
-    assert!(after - before < 20, "{} deadlocks", after - before);
+    assert!(made < 20, "{made} deadlocks");
+}
+
+/// Heartbeats of a new window make it known, and many relays may bring them at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_windows_in_any_order_do_not_deadlock() {
+    let monitor = Ground::new().await.monitor().await;
+    let before = deadlocks(&monitor.pool).await;
+    for _ in 0..30 {
+        let windows: Vec<_> = (0..64).map(|_| window("payments-a", 10)).collect();
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..8_usize {
+            let (monitor, mut windows) = (monitor.clone(), windows.clone());
+            if writer.is_multiple_of(2) {
+                windows.reverse();
+            }
+            writers.spawn(async move {
+                let now = windows[0].from();
+                ingest::announce(&monitor, windows.iter().map(announcement).collect(), now)
+                    .await
+                    .unwrap();
+            });
+        }
+        writers.join_all().await;
+    }
+    let made = deadlocks(&monitor.pool).await - before;
+    assert!(made < 20, "{made} deadlocks");
+}
+
+/// How many deadlocks the server has resolved. Other tests share it.
+async fn deadlocks(pool: &MySqlPool) -> i64 {
+    let metric =
+        "SELECT COUNT FROM information_schema.INNODB_METRICS WHERE NAME = 'lock_deadlocks'";
+    sqlx::query_scalar(metric).fetch_one(pool).await.unwrap()
 }
 
 /// A role that starts while its database takes no writes has nothing to write there.

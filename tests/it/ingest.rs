@@ -92,14 +92,15 @@ async fn the_first_commit_wins_and_contradictions_are_counted() {
     let now = window.from();
     let first = heartbeat(&window, 0);
     take(&monitor, vec![first.clone()], now).await;
-    take(&monitor, vec![first.clone(), error(first.clone()), error(first)], now).await;
+    take(&monitor, vec![first.clone(), error(first.clone()), error(first.clone())], now).await;
+    take(&monitor, vec![error(first)], now).await;
     let row = sqlx::query("SELECT status, deliveries, conflicts FROM events")
         .fetch_one(&monitor.pool)
         .await
         .unwrap();
     assert_eq!(row.get::<String, _>("status"), "OK", "the first stands");
-    assert_eq!(row.get::<i32, _>("deliveries"), 4);
-    assert_eq!(row.get::<i32, _>("conflicts"), 2);
+    assert_eq!(row.get::<i32, _>("deliveries"), 5);
+    assert_eq!(row.get::<i32, _>("conflicts"), 3);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::support::{Ground, answer, at, eventually, get};
 
 /// A plan of 10 slots of 10 s that omits one.
-fn plan(payments: &Payments) -> Plan {
+pub fn plan(payments: &Payments) -> Plan {
     let overrides = Overrides {
         duration_sec: Some(100.0),
         error_status_no_reportado: Some(0.1),
@@ -30,7 +30,7 @@ fn plan(payments: &Payments) -> Plan {
     Plan::draw(&overrides, identity, at("2026-11-21T10:00:00Z"), Tick::DEFAULT, 0).unwrap()
 }
 
-async fn opened(payments: &Payments) -> Plan {
+pub async fn opened(payments: &Payments) -> Plan {
     let plan = plan(payments);
     let (emitter, _queue) = Emitter::new(payments.clone());
     assert!(emitter.open(plan.clone()).await.unwrap());
@@ -38,12 +38,12 @@ async fn opened(payments: &Payments) -> Plan {
 }
 
 /// The payloads of a stream, in order.
-async fn payloads(ground: &Ground, key: &str) -> Vec<Vec<u8>> {
+pub async fn payloads(ground: &Ground, key: &str) -> Vec<Vec<u8>> {
     let reply: StreamRangeReply = ground.redis().await.xrange_all(key).await.unwrap();
     reply.ids.iter().map(|entry| entry.get("payload").unwrap()).collect()
 }
 
-async fn sent_and_not(payments: &Payments) -> (i64, i64) {
+pub async fn sent_and_not(payments: &Payments) -> (i64, i64) {
     let row = sqlx::query(
         "SELECT COUNT(IF(stream_id IS NOT NULL AND sent_to_queue, 1, NULL)) AS sent, \
          COUNT(IF(stream_id IS NULL AND NOT sent_to_queue, 1, NULL)) AS unsent FROM report_audit",
@@ -206,13 +206,14 @@ async fn a_live_replicas_window_and_an_old_senders_window_are_left_alone() {
     let stop = CancellationToken::new();
     let running = tokio::spawn(emitter::run(replica.clone(), queue, stop.clone()));
     tokio::time::sleep(Duration::from_millis(300)).await;
-    stop.cancel();
-    running.await.unwrap().unwrap();
+    // While it runs: a process that stops hands back what it has taken.
     let owners: Vec<Option<String>> =
         sqlx::query_scalar("SELECT owner FROM report_windows ORDER BY plan IS NULL")
             .fetch_all(&payments.pool)
             .await
             .unwrap();
+    stop.cancel();
+    running.await.unwrap().unwrap();
     assert_eq!(owners, [Some(payments.owner.to_string()), None]);
 }
 

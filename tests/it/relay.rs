@@ -25,7 +25,7 @@ use crate::support::{
 const QUICK: [&str; 4] = ["--lease", "1s", "--http-timeout", "300ms"];
 
 /// Serves a router on a port of its own.
-async fn serve(router: Router) -> (String, DropGuard) {
+pub async fn serve(router: Router) -> (String, DropGuard) {
     let listener = http::bind("127.0.0.1:0".parse().unwrap(), "a test").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let stop = CancellationToken::new();
@@ -40,7 +40,7 @@ async fn monitor(ground: &Ground) -> (Monitor, String, DropGuard) {
 }
 
 /// The dead letters' fields by name.
-async fn dead_letters(ground: &Ground) -> Vec<Vec<(String, Vec<u8>)>> {
+pub async fn dead_letters(ground: &Ground) -> Vec<Vec<(String, Vec<u8>)>> {
     let reply: StreamRangeReply =
         ground.redis().await.xrange_all(ground.stream.dead()).await.unwrap();
     let fields = |entry: &redis::streams::StreamId| {
@@ -50,7 +50,7 @@ async fn dead_letters(ground: &Ground) -> Vec<Vec<(String, Vec<u8>)>> {
     reply.ids.iter().map(fields).collect()
 }
 
-fn field(letter: &[(String, Vec<u8>)], name: &str) -> String {
+pub fn field(letter: &[(String, Vec<u8>)], name: &str) -> String {
     let value = letter.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone());
     String::from_utf8_lossy(&value.unwrap_or_default()).into_owned()
 }

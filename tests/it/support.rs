@@ -78,9 +78,11 @@ pub async fn pending(ground: &Ground) -> usize {
     reply.count()
 }
 
-/// Waits until something holds, looking again and again.
+/// Waits until something holds, looking again and again. Whoever expects that it never does sets
+/// `HEARTBEAT_TEST_PATIENCE_SECONDS`.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let patience = Duration::from_secs(30);
+    let seconds = std::env::var("HEARTBEAT_TEST_PATIENCE_SECONDS").ok();
+    let patience = Duration::from_secs(seconds.map_or(30, |seconds| seconds.parse().unwrap()));
     let start = Instant::now();
     loop {
         if let Some(found) = look().await {

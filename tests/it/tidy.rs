@@ -128,6 +128,72 @@ fn each_outside_library_has_one_owner() {
     }
 }
 
+/// What no statement of ours contains, and why. In capitals, with single spaces.
+const NO_SQL: [(&str, &str); 11] = [
+    ("INSERT IGNORE", "it stores what it cannot store as something else, and says nothing"),
+    ("REPLACE INTO", "it deletes what was there"),
+    ("RETURNING", "MySQL has none"),
+    (") AS NEW", "MariaDB has no row alias: VALUES(column)"),
+    ("VALUES ROW", "MariaDB has none"),
+    ("->>", "MariaDB has none: JSON_UNQUOTE(JSON_EXTRACT(…))"),
+    ("FOR SHARE", "MariaDB has none: LOCK IN SHARE MODE"),
+    ("UUID_TO_BIN", "MariaDB has none"),
+    ("UTF8MB4_0900", "MariaDB has none: utf8mb4_bin"),
+    ("@@TRANSACTION_ISOLATION", "MariaDB 10.11 has none, and MySQL no other name"),
+    ("MAX_EXECUTION_TIME", "MariaDB has none"),
+];
+
+/// What no code of ours contains, and why.
+const NO_CODE: [(&str, &str); 2] = [
+    ("MAXLEN", "a stream cut by length loses what nobody has read, and its lag still says 0"),
+    (".persistent(false)", "over TCP each statement that is not kept costs 44 ms"),
+];
+
+/// Text without comments, in capitals and with single spaces, also where a string goes on in the
+/// next line.
+fn statements(text: &str) -> String {
+    let is_code = |line: &&str| !["//", "--"].iter().any(|mark| line.trim().starts_with(mark));
+    let code: Vec<&str> = text.lines().filter(is_code).collect();
+    let code = code.join(" ").replace('\\', " ").to_uppercase();
+    code.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn sql_is_what_both_databases_take_and_hides_no_fault() {
+    let sources = files("src", "rs").into_iter().chain(files("migrations", "sql"));
+    for (path, text) in sources {
+        let statements = statements(production(&text));
+        for (forbidden, why) in NO_SQL {
+            assert!(!statements.contains(forbidden), "{path} has {forbidden}: {why}");
+        }
+    }
+}
+
+#[test]
+fn code_keeps_clear_of_traps_that_show_only_under_load() {
+    for (path, text) in files("src", "rs") {
+        let code = production(&text).lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in code {
+            for (forbidden, why) in NO_CODE {
+                assert!(!line.contains(forbidden), "{path} has {forbidden}: {why}");
+            }
+        }
+    }
+}
+
+/// What is written outside of it is cancelled when its caller gives up.
+#[test]
+fn every_write_is_a_transaction() {
+    for (path, text) in files("src", "rs") {
+        let statements = production(&text).split(".execute(").collect::<Vec<_>>();
+        for two in statements.windows(2) {
+            let on_a_pool = two[1].split(')').next().is_some_and(|on| on.trim().ends_with("pool"));
+            let is_ping = two[0].ends_with("raw_sql(\"SELECT 1\")");
+            assert!(!on_a_pool || is_ping, "{path} writes outside of db::transaction");
+        }
+    }
+}
+
 #[test]
 fn files_stay_small_enough_to_read() {
     let mut lengths = Vec::new();
