@@ -176,6 +176,27 @@ async fn a_suspect_holds_up_its_own_window_only() {
 }
 
 #[tokio::test]
+async fn a_service_that_sends_again_holds_up_its_own_windows_only() {
+    let monitor = Ground::new().await.monitor().await;
+    let resent = announced(&monitor, "payments-a", 3).await;
+    let other = announced(&monitor, "payments-b", 3).await;
+    let over = resent.ends_at().plus(Duration::from_mins(1));
+    let told = PipelineReport { resending: vec!["payments-a".to_owned()], ..report(over) };
+    pipeline::accept(&monitor, told, over).await.unwrap();
+    assert_eq!(sweep::sweep_all(&monitor, over).await.unwrap(), 1);
+    assert_eq!(stored(&monitor, &other).await.status, WindowStatus::Alert);
+    let reason = reason_held(&monitor, &resent, over).await;
+    assert!(reason.contains("is sending again"), "{reason}");
+    ingest::ingest(&monitor, (0..3).map(|slot| heartbeat(&resent, slot)).collect(), over)
+        .await
+        .unwrap();
+    let later = over.plus(Duration::from_secs(2));
+    pipeline::accept(&monitor, report(later), later).await.unwrap();
+    assert_eq!(sweep::sweep_all(&monitor, later).await.unwrap(), 1);
+    assert_eq!(stored(&monitor, &resent).await.status, WindowStatus::Closed);
+}
+
+#[tokio::test]
 async fn time_in_which_no_monitor_runs_does_not_count() {
     let monitor = Ground::new().await.monitor().await;
     let start = at(START);

@@ -103,6 +103,35 @@ async fn an_emptied_redis_and_a_lost_group_are_another_redis() {
     assert_ne!(identity().await, created);
 }
 
+/// A service is sending again until each of its processes that is here has seen to this Redis.
+#[tokio::test]
+async fn services_that_send_again_are_named_while_they_do() {
+    let ground = Ground::new().await;
+    let (group, producer) = (ground.group("me"), ground.producer());
+    group.create().await.unwrap();
+    let identity = group.survey().await.unwrap().identity;
+    let resending = async || group.survey().await.unwrap().resending;
+    let observe = async |service: &str, process: &str, seen_to: &str| {
+        producer.observe((service, process), seen_to).await.unwrap();
+    };
+    observe("eu/payments-a", "one", &identity).await;
+    assert!(resending().await.is_empty());
+    observe("eu/payments-a", "two", "another").await;
+    observe("payments-b", "one", "").await;
+    let mut both = resending().await;
+    both.sort_unstable();
+    assert_eq!(both, ["eu/payments-a", "payments-b"]);
+    observe("eu/payments-a", "two", &identity).await;
+    assert_eq!(resending().await, ["payments-b"]);
+    // One that was here long ago is not.
+    let mut redis = ground.redis().await;
+    let key = format!("{{{}}}:senders", ground.stream);
+    let long_ago = [("payments-b/one", " 1700000000000")];
+    redis.hset_multiple::<_, _, _, ()>(&key, &long_ago).await.unwrap();
+    assert!(resending().await.is_empty());
+    assert!(!redis.hexists::<_, _, bool>(&key, "payments-b/one").await.unwrap(), "forgotten");
+}
+
 /// The oldest entry of a group decides, and not when the group was made.
 #[tokio::test]
 async fn a_group_that_has_not_read_for_a_day_is_named() {
