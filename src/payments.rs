@@ -20,7 +20,6 @@ pub mod resend;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -109,8 +108,6 @@ pub struct Payments {
     pub default_tick: Tick,
     /// This process, in the leases that it holds on windows.
     pub owner: Uuid,
-    /// How often Redis turned out to be another than before.
-    pub replaced: Arc<AtomicU64>,
     /// What keeps the service from its work.
     pub readiness: Readiness,
 }
@@ -169,7 +166,6 @@ async fn connect(args: &PaymentsArgs) -> anyhow::Result<Payments> {
         producer: Producer::new(link, args.stream.stream_name.clone()),
         default_tick: args.tick.heartbeat_interval_seconds,
         owner: Uuid::new_v4(),
-        replaced: Arc::default(),
         readiness: Readiness::default(),
     })
 }

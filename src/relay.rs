@@ -171,7 +171,7 @@ pub async fn serve(
     };
     let readiness = Readiness::default();
     let delivery = Arc::new(Delivery {
-        group,
+        group: Arc::clone(&group),
         forwarder: Forwarder::new(args.monitor_url.clone(), args.http_timeout)?,
         held: Held::default(),
         gate: Gate::default(),
@@ -190,14 +190,18 @@ pub async fn serve(
         delivery: Arc::clone(&delivery),
         letters: DeadLetters::new(link, args.stream.stream_name.clone()),
         relay: consumer,
-        process,
         group: args.consumer_group.clone(),
         stream: args.stream.stream_name.to_string(),
         memory: report::Memory::default(),
     }));
+    tasks.spawn(keep_name(Arc::clone(&group), process.clone(), shutdown.clone()));
     tasks.spawn(consume::run(delivery, consume::Limits::new(&args)));
     tracing::info!(listen = %args.listen, monitor = %args.monitor_url, "the relay is ready");
-    shutdown::join_all(tasks, &shutdown).await
+    let ended = shutdown::join_all(tasks, &shutdown).await;
+    if let Err(error) = group.let_name_go(&process).await {
+        tracing::debug!(%error, "letting the name go failed; it runs out");
+    }
+    ended
 }
 
 async fn connect(
@@ -229,6 +233,21 @@ async fn take_name(group: &Group, consumer: &str, process: &str) -> anyhow::Resu
             "another relay runs under the name {consumer}, so that both would deliver the same \
              messages: give each a --consumer-name of its own"
         );
+    }
+    Ok(())
+}
+
+/// Renews the hold on this relay's name until told to stop.
+async fn keep_name(
+    group: Arc<Group>,
+    process: String,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    while shutdown::sleep(NAME_HELD / 3, &shutdown).await {
+        // A Redis that does not answer gives the name to nobody else either.
+        if let Ok(Some(_)) = group.hold_name(&process, NAME_HELD).await {
+            bail!("another relay has taken this one's name: give each its own --consumer-name");
+        }
     }
     Ok(())
 }

@@ -31,7 +31,8 @@ pub use announcement::Announcement;
 pub use heartbeat::Heartbeat;
 pub use names::ServiceName;
 pub use report::{
-    Breaker, DeadLetterReport, MOST_ITEMS, PipelineReport, StreamState, Suspect, SuspectReport,
+    Breaker, DeadLetterReport, LONGEST_NAME, MOST_ITEMS, PipelineReport, StreamState, Suspect,
+    SuspectReport,
 };
 pub use status::Status;
 pub use stream_id::StreamId;

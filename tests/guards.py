@@ -269,8 +269,8 @@ GUARDS = [
         "no MAXLEN",
         "streams lose silently",
         "src/stream/producer.rs",
-        '.arg(key).arg("*")',
-        '.arg(key).arg(&["MAXLEN", "~", "100000"]).arg("*")',
+        "'XADD', KEYS[2], '*', 'payload', ARGV[i]",
+        "'XADD', KEYS[2], 'MAXLEN', '1000', '*', 'payload', ARGV[i]",
         CODE_TEXT,
         is_text=True,
     ),
@@ -372,17 +372,17 @@ GUARDS = [
         "no RETURNING",
         "portable SQL",
         "src/payments/repository/audit.rs",
-        "VALUES (?, ?, ?, ?, ?, ?, FALSE, ?, ?)",
-        "VALUES (?, ?, ?, ?, ?, ?, FALSE, ?, ?) RETURNING slot",
+        "WHERE window_uuid = ? AND owner = ? AND finished_at IS NULL",
+        "WHERE window_uuid = ? AND owner = ? AND finished_at IS NULL RETURNING slot",
         SQL_TEXT,
         is_text=True,
     ),
     Guard(
         "no row alias",
         "portable SQL",
-        "src/payments/repository/resending.rs",
-        "VALUES (?, ?, ?, ?) ON DUPLICATE KEY UPDATE identity = VALUES(identity)",
-        "VALUES (?, ?, ?, ?) AS new ON DUPLICATE KEY UPDATE identity = new.identity",
+        "src/monitor/repository/pipelines.rs",
+        "VALUES (?, ?, ?, ?, ?) ON DUPLICATE KEY UPDATE reported_at = VALUES(reported_at)",
+        "VALUES (?, ?, ?, ?, ?) AS new ON DUPLICATE KEY UPDATE reported_at = new.reported_at",
         SQL_TEXT,
         is_text=True,
     ),
@@ -436,20 +436,23 @@ GUARDS = [
         "mark as sent after sending",
         "intent, then outcome",
         "src/payments/publish.rs",
-        "        let ids = producer.publish_heartbeats(&payloads).await?;\n",
-        "        let ids = vec![crate::stream::StreamId::default(); ticks.len()];\n"
-        "        repository::mark_sent(pool, &ticks, &ids, clock::now()).await?;\n"
-        "        let ids = producer.publish_heartbeats(&payloads).await?;\n",
+        "    let written = payments.producer.publish_heartbeats(&payloads).await?;\n",
+        "    let ids = vec![crate::stream::StreamId::default(); ticks.len()];\n"
+        "    let written = Written { identity: String::new(), ids };\n"
+        "    repository::mark_sent(&payments.pool, &ticks, &written).await?;\n"
+        "    let written = payments.producer.publish_heartbeats(&payloads).await?;\n",
         "it outbox::what_redis_did_not_take_is_not_marked_as_sent",
     ),
     Guard(
         "mark as announced after announcing",
         "intent, then outcome",
         "src/payments/publish.rs",
-        "        let ids = payments.producer.publish_announcements(&[announcement]).await?;\n",
-        "        let ids = [crate::stream::StreamId::default()];\n"
-        "        repository::mark_announced(&payments.pool, window.uuid, &ids).await?;\n"
-        "        let ids = payments.producer.publish_announcements(&[announcement]).await?;\n",
+        "    let now = clock::now();\n    let announcement = ",
+        "    for window in windows {\n"
+        "        let nothing = (crate::stream::StreamId::default(), \"\");\n"
+        "        repository::mark_announced(&payments.pool, window.uuid, nothing).await?;\n"
+        "    }\n"
+        "    let now = clock::now();\n    let announcement = ",
         "it outbox::what_redis_did_not_take_is_not_marked_as_sent",
     ),
     Guard(
@@ -832,9 +835,9 @@ GUARDS = [
         "wait for what is sent again",
         "closing",
         "src/monitor/watermark.rs",
-        "                self.changed_at = Some(now);\n"
-        "                self.frozen_until = Some(now.plus(replay_grace));\n",
-        "                self.changed_at = Some(now);\n",
+        "                self.frozen_until = Some(now.plus(replay_grace));\n"
+        "                // Another Redis may",
+        "                // Another Redis may",
         "lib monitor::watermark::tests::with_another_redis_it_waits_for_what_is_sent_again",
     ),
     Guard(
@@ -888,9 +891,9 @@ GUARDS = [
     Guard(
         "unobserved is said of what was not observed",
         "closing",
-        "src/monitor/sweep.rs",
-        "*closing == Closing::Due || tide.observes(stored, *slot)",
-        "*closing == Closing::Due || !tide.observes(stored, *slot)",
+        "src/monitor/tide.rs",
+        "!is_obstructed && self.has_passed(window, slot)",
+        "is_obstructed || !self.has_passed(window, slot)",
         "it pipeline::what_was_held_too_long_is_closed_as_unobserved_and_settled_when_the_truth_is_known",
     ),
     Guard(
@@ -912,8 +915,8 @@ GUARDS = [
     Guard(
         "deleted entries tell the senders",
         "intent, then outcome",
-        "src/relay/consume.rs",
-        "                self.delivery.group.renew_epoch().await?;\n",
+        "src/stream/group.rs",
+        "if #claimed[3] > 0 then redis.call('SET', KEYS[2], ARGV[6]) end",
         "",
         "it watermark::senders_are_told_when_pending_entries_were_deleted",
     ),
@@ -929,17 +932,17 @@ GUARDS = [
         "remember Redis from one start to the next",
         "intent, then outcome",
         "src/payments/resend.rs",
-        "Ok(self.stored.clone().unwrap_or_else(first))",
-        "Ok(first())",
+        "Ok(self.stored.clone().unwrap_or_else(|| Known::new(seen)))",
+        "Ok(Known::new(seen))",
         "it resend::a_service_that_starts_again_notices_what_happened_meanwhile",
     ),
     Guard(
-        "publish again where Redis was replaced meanwhile",
+        "find what is marked late",
         "intent, then outcome",
         "src/payments/resend.rs",
-        "                payments.replaced.fetch_add(1, Ordering::SeqCst);\n",
-        "                payments.replaced.fetch_add(0, Ordering::SeqCst);\n",
-        "it resend::who_publishes_while_redis_is_replaced_publishes_again",
+        "        if self.looks == 0 {\n",
+        "        if self.looks > LOOKS_PER_SEARCH {\n",
+        "it resend::what_is_marked_late_is_found_and_sent_again",
     ),
     Guard(
         "one relay per name",
@@ -956,7 +959,24 @@ GUARDS = [
         "        if !db::is_inserted(query.build().execute(&mut *connection).await)? {\n",
         '        query.push(" ON DUPLICATE KEY UPDATE id = id");\n'
         "        if !db::is_inserted(query.build().execute(&mut *connection).await)? {\n",
-        "it ingest::windows_that_many_announce_at_once_are_known_to_all",
+        "it tidy::tables_with_two_unique_keys_take_plain_inserts",
+        is_text=True,
+    ),
+    Guard(
+        "what is in the way is not observed",
+        "closing",
+        "src/monitor/tide.rs",
+        "!is_obstructed && self.has_passed(window, slot)",
+        "self.has_passed(window, slot)",
+        "lib monitor::tide::tests::a_slot_is_observed_once_the_watermark_has_passed_it",
+    ),
+    Guard(
+        "a Redis that stood still is waited for",
+        "closing",
+        "src/relay/report.rs",
+        "since.unwrap_or(began).elapsed() >= OUTAGE",
+        "since.is_some_and(|since| since.elapsed().is_zero())",
+        "it outage::a_redis_that_stands_still_alerts_nobody",
     ),
     Guard(
         "only an operator forgets a group",

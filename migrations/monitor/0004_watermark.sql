@@ -14,6 +14,7 @@ ALTER TABLE windows
     ADD COLUMN unobserved_reports INT NOT NULL DEFAULT 0,
     DROP KEY windows_to_close,
     ADD KEY windows_to_close (status, via_stream, due_at),
+    ADD KEY windows_held (status, via_stream, held_from_us, due_at),
     ADD KEY windows_unobserved (unobserved_reports, due_at);
 
 -- Why a slot counts as missing, if it is not that nothing arrived: `unobserved`.

@@ -251,7 +251,7 @@ async fn register(
     let uuids: Vec<Uuid> = sighted.keys().copied().collect();
     let mut known = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
     correct(monitor, &known, &sighted).await?;
-    let mut new = sighted;
+    let mut new = sighted.clone();
     new.retain(|uuid, _| !known.contains_key(uuid));
     leave_out_crowded(monitor, &mut new).await?;
     let mut inserted = BTreeSet::new();
@@ -271,6 +271,7 @@ async fn register(
         // Ours, or those of another request that was faster; the rest is tried again.
         let uuids: Vec<Uuid> = new.keys().copied().collect();
         let found = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
+        correct(monitor, &found, &sighted).await?;
         new.retain(|uuid, _| !found.contains_key(uuid));
         known.extend(found);
     }

@@ -20,6 +20,9 @@ const LONGEST_LOOK: Duration = Duration::from_secs(5);
 /// A window that has been over for so long without being closed is held.
 const HELD_AFTER: Duration = Duration::from_secs(5);
 
+/// Most windows that one step finds held.
+const WINDOWS_PER_STEP: u32 = 1_000;
+
 /// What can be wrong with a pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -127,8 +130,15 @@ pub async fn watch_once(monitor: &Monitor, now: Timestamp) -> Result<(), db::Err
     }
     let tide = monitor.tide(now).await?;
     let over = tide.by_clock().minus(HELD_AFTER);
-    db::transaction(&monitor.pool, "hold windows", move |connection| {
-        Box::pin(async move { repository::hold(connection, over, tide.running_us).await })
-    })
-    .await
+    loop {
+        let held = db::transaction(&monitor.pool, "hold windows", move |connection| {
+            Box::pin(async move {
+                repository::hold(connection, over, tide.running_us, WINDOWS_PER_STEP).await
+            })
+        })
+        .await?;
+        if held < WINDOWS_PER_STEP as usize {
+            return Ok(());
+        }
+    }
 }

@@ -220,7 +220,7 @@ fn reason_held(tide: &Tide, window: &StoredWindow, obstacles: &Obstacles) -> Opt
     let grace = tide.grace.as_secs_f64();
     let watermark = || tide.watermark.map_or_else(|| "unknown".to_owned(), |at| at.to_string());
     match tide.closing(window, obstacles) {
-        Closing::Due | Closing::Unobserved => None,
+        Closing::Due | Closing::Unobserved { .. } => None,
         Closing::Done => Some(match window.closed_at {
             Some(at) => format!("was closed before, at {at}, with status {}", window.status),
             None => format!("was closed before, with status {}", window.status),
@@ -258,7 +258,7 @@ async fn close_windows(
             Some(present) => missing_slots(window, present),
             None => (0..window.slots()).collect(),
         };
-        let observed = |slot: &u32| *closing == Closing::Due || tide.observes(stored, *slot);
+        let observed = |slot: &u32| tide.observes(*closing, stored, *slot);
         let (missing, unobserved): (Vec<u32>, Vec<u32>) = missing.into_iter().partition(observed);
         for (slots, cause) in [(missing, None), (unobserved, Some(UNOBSERVED))] {
             repository::insert_missing(connection, (*id, window), &slots, cause, tide.now).await?;

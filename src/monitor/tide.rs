@@ -33,7 +33,11 @@ pub enum Closing {
     /// Nothing of it can be on its way any more.
     Due,
     /// It has waited for too long: what is missing could not be observed.
-    Unobserved,
+    Unobserved {
+        /// Something is in the way that the watermark does not tell of, so that nothing of what is
+        /// missing can be called observed.
+        is_obstructed: bool,
+    },
     /// Its time is not over.
     NotOver,
     /// Something of it may still be on its way.
@@ -67,7 +71,7 @@ impl Closing {
     /// Whether the window closes, one way or the other.
     #[must_use]
     pub const fn is_now(self) -> bool {
-        matches!(self, Self::Due | Self::Unobserved)
+        matches!(self, Self::Due | Self::Unobserved { .. })
     }
 }
 
@@ -105,15 +109,25 @@ impl Tide {
         {
             Closing::Due
         } else if held_too_long {
-            Closing::Unobserved
+            Closing::Unobserved { is_obstructed: obstacle.is_some() }
         } else {
             obstacle.unwrap_or(Closing::OnItsWay)
         }
     }
 
-    /// Whether a heartbeat of a slot would have been seen by now, had it been sent in time.
+    /// Whether a slot of a window that closes in a way is missing for certain: its heartbeat would have
+    /// been seen by now, had it been sent in time.
     #[must_use]
-    pub fn observes(&self, window: &StoredWindow, slot: u32) -> bool {
+    pub fn observes(&self, closing: Closing, window: &StoredWindow, slot: u32) -> bool {
+        match closing {
+            Closing::Unobserved { is_obstructed } => {
+                !is_obstructed && self.has_passed(window, slot)
+            }
+            _ => true,
+        }
+    }
+
+    fn has_passed(&self, window: &StoredWindow, slot: u32) -> bool {
         window.window.due(slot).plus_micros(window.clock_offset_us.unwrap_or(0))
             <= self.by_watermark()
     }
@@ -203,14 +217,18 @@ mod tests {
         let resent = Obstacles { resending, ..suspect.clone() };
         assert_eq!(tide(200, Some(200)).closing(&held, &suspect), Closing::Suspect);
         assert_eq!(tide(200, Some(200)).closing(&held, &resent), Closing::BeingResent);
-        for (from_us, closing) in
-            [(400_000_001, Closing::Suspect), (400_000_000, Closing::Unobserved)]
-        {
+        for (from_us, closing) in [
+            (400_000_001, Closing::Suspect),
+            (400_000_000, Closing::Unobserved { is_obstructed: true }),
+        ] {
             held.held_from_us = Some(from_us);
             assert_eq!(tide(200, Some(200)).closing(&held, &suspect), closing);
         }
         assert_eq!(tide(200, Some(200)).closing(&held, &none()), Closing::Due);
-        assert_eq!(tide(200, Some(90)).closing(&held, &none()), Closing::Unobserved);
+        assert_eq!(
+            tide(200, Some(90)).closing(&held, &none()),
+            Closing::Unobserved { is_obstructed: false }
+        );
         held.status = WindowStatus::Alert;
         assert_eq!(tide(200, Some(90)).closing(&held, &none()), Closing::Done);
     }
@@ -218,10 +236,17 @@ mod tests {
     #[test]
     fn a_slot_is_observed_once_the_watermark_has_passed_it() {
         // Slots are due at 80 and 90.
-        let observed =
-            |watermark| [0, 1].map(|slot| tide(200, Some(watermark)).observes(&window(100), slot));
+        let observed = |watermark| {
+            [0, 1].map(|slot| {
+                let closing = Closing::Unobserved { is_obstructed: false };
+                tide(200, Some(watermark)).observes(closing, &window(100), slot)
+            })
+        };
         assert_eq!(observed(81), [false, false]);
         assert_eq!(observed(82), [true, false]);
         assert_eq!(observed(92), [true, true]);
+        let obstructed = Closing::Unobserved { is_obstructed: true };
+        assert!(!tide(200, Some(200)).observes(obstructed, &window(100), 0));
+        assert!(tide(200, Some(200)).observes(Closing::Due, &window(100), 0));
     }
 }

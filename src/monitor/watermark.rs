@@ -7,11 +7,12 @@ use std::time::Duration;
 use crate::wire::{PipelineReport, Timestamp};
 
 /// A Redis identity that was left so short a time ago is told by a report that was overtaken.
+/// An earlier clock is one that went back if it is off by more.
 const OVERTAKEN: Duration = Duration::from_secs(10);
 
 /// When some relay has reported so short a time before another one reached Redis again, it was not
 /// Redis that could not be reached.
-const OUTAGE: Duration = Duration::from_secs(3);
+const OUTAGE: Duration = Duration::from_secs(2);
 
 /// How far delivery through one consumer group has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub enum News {
     Advance,
     /// No relay could reach Redis for a while.
     Recovery,
-    /// Redis, or its data, is another: entries may be lost.
+    /// Redis, its data or its clock is another: entries may be lost.
     Replacement,
 }
 
@@ -77,12 +78,15 @@ impl Progress {
             News::Advance => (),
             News::Recovery => self.frozen_until = Some(now.plus(replay_grace)),
             News::Replacement => {
-                self.previous =
-                    Some(std::mem::replace(&mut self.identity, report.redis_identity.clone()));
-                self.changed_at = Some(now);
+                if report.redis_identity != self.identity {
+                    self.previous =
+                        Some(std::mem::replace(&mut self.identity, report.redis_identity.clone()));
+                    self.changed_at = Some(now);
+                }
                 self.frozen_until = Some(now.plus(replay_grace));
                 // Another Redis may have another clock; to wait for longer is always safe.
                 self.watermark = self.watermark.min(report.watermark);
+                self.recovered_at = report.recovered_at;
             }
         }
         self.redis_time = report.redis_time;
@@ -100,8 +104,12 @@ impl Progress {
             let was_left = self.previous.as_ref() == Some(&report.redis_identity);
             return if just_left && was_left { News::Overtaken } else { News::Replacement };
         }
-        if report.redis_time <= self.redis_time {
+        if report.redis_time.plus(OVERTAKEN) < self.redis_time {
+            News::Replacement
+        } else if report.redis_time <= self.redis_time {
             News::Overtaken
+        } else if self.redis_time == Self::unknown("").redis_time {
+            News::Advance
         } else if report.recovered_at > self.recovered_at
             && self.redis_time.plus(OUTAGE) < report.redis_time
         {
@@ -190,6 +198,17 @@ mod tests {
         assert_eq!(progress.watermark, at(3));
         progress.learn(&report("two", 40), at(56), GRACE);
         assert_eq!(progress.watermark, at(39));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_is_another_clock() {
+        let mut progress = known();
+        progress.learn(&report("one", 100), at(100), GRACE);
+        assert_eq!(progress.learn(&report("one", 91), at(101), GRACE), News::Overtaken);
+        assert_eq!(progress.learn(&report("one", 40), at(102), GRACE), News::Replacement);
+        assert_eq!((progress.watermark, progress.previous.clone()), (at(39), None));
+        progress.learn(&report("one", 71), at(133), GRACE);
+        assert_eq!(progress.watermark, at(70));
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub struct StoredWindow {
     pub unscheduled: u32,
     /// Whether anything of it came through the stream.
     pub via_stream: bool,
-    /// How far the sender's clock is behind the stream's, in microseconds, at the most.
+    /// How far the sender's clock is behind the stream's, in microseconds, at the most; not negative.
     pub clock_offset_us: Option<i64>,
     /// For how long monitors had been running, in microseconds, when it was found to be held.
     pub held_from_us: Option<i64>,

@@ -220,5 +220,6 @@ pub async fn tick_once(
     now: Timestamp,
 ) -> Result<(), db::Error> {
     let status = plan.intent(slot).status();
-    repository::insert_tick(&payments.pool, &plan.window, slot, status.as_ref(), now).await
+    let window = (&plan.window, payments.owner);
+    repository::insert_tick(&payments.pool, window, slot, status.as_ref(), now).await
 }

@@ -1,6 +1,5 @@
 //! The outbox: sending what the audit holds and does not know to be sent.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -10,7 +9,7 @@ use super::plan::Plan;
 use super::repository::{self, StoredTick};
 use super::{Payments, PlannedWindow};
 use crate::retry::Backoff;
-use crate::stream::StreamError;
+use crate::stream::{StreamError, Written};
 use crate::wire::{Announcement, Heartbeat, Window};
 use crate::{clock, db, shutdown};
 
@@ -42,7 +41,12 @@ pub(super) async fn run(
         match outcome {
             Ok(more) if more && !stop.is_cancelled() => backoff.reset(),
             _ if stop.is_cancelled() => return,
-            Ok(_) if is_last => return finish(payments, &window.plan, stop).await,
+            Ok(_) if is_last => {
+                if finish(payments, &window.plan, stop).await {
+                    return;
+                }
+                progress.first_unsent = 0;
+            }
             Ok(_) => {
                 backoff.reset();
                 tokio::select! {
@@ -89,7 +93,7 @@ impl PublishError {
 }
 
 /// How far the publisher of a window has come. Slots are stored in order, so that none before
-/// `first_unsent` can need sending any more.
+/// `first_unsent` should need sending any more; the last look makes sure.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
     /// Whether the announcement is known to be written.
@@ -112,7 +116,7 @@ pub async fn publish_once(
     let pool = &payments.pool;
     let uuid = plan.window.uuid;
     if !progress.announced {
-        announce(payments, &plan.window).await?;
+        announce(payments, std::slice::from_ref(&plan.window)).await?;
         progress.announced = true;
     }
     let reading = repository::unsent_ticks(pool, uuid, progress.first_unsent, SENDS_PER_STEP);
@@ -125,22 +129,22 @@ pub async fn publish_once(
     Ok(more)
 }
 
-/// Announces a window and marks it as announced; once more if Redis turns out to be another
-/// meanwhile.
-async fn announce(payments: &Payments, window: &Window) -> Result<(), PublishError> {
-    loop {
-        let replaced = payments.replaced.load(Ordering::SeqCst);
-        let announcement = Announcement::new(window.clone(), clock::now()).to_json();
-        let ids = payments.producer.publish_announcements(&[announcement]).await?;
-        repository::mark_announced(&payments.pool, window.uuid, &ids).await?;
-        if payments.replaced.load(Ordering::SeqCst) == replaced {
-            return Ok(());
-        }
+/// Announces windows and marks them as announced, with the Redis that took it.
+///
+/// # Errors
+/// When Redis or the database does not do its part; announce them again.
+pub(super) async fn announce(payments: &Payments, windows: &[Window]) -> Result<(), PublishError> {
+    let now = clock::now();
+    let announcement = |window: &Window| Announcement::new(window.clone(), now).to_json();
+    let announcements: Vec<String> = windows.iter().map(announcement).collect();
+    let Written { identity, ids } = payments.producer.publish_announcements(&announcements).await?;
+    for (window, id) in windows.iter().zip(ids) {
+        repository::mark_announced(&payments.pool, window.uuid, (id, &identity)).await?;
     }
+    Ok(())
 }
 
-/// Sends ticks and marks them as sent. If Redis turns out to be another meanwhile, they may have
-/// gone to the old one, and are sent once more.
+/// Sends ticks and marks them as sent, with the Redis that took them.
 ///
 /// # Errors
 /// When Redis or the database does not do its part; send them again.
@@ -151,17 +155,10 @@ pub(super) async fn send(
     if ticks.is_empty() {
         return Ok(());
     }
-    let (pool, producer) = (&payments.pool, &payments.producer);
     let payloads: Vec<String> = ticks.iter().map(|(window, tick)| payload(window, tick)).collect();
     let ticks: Vec<StoredTick> = ticks.iter().map(|(_, tick)| tick.clone()).collect();
-    loop {
-        let replaced = payments.replaced.load(Ordering::SeqCst);
-        let ids = producer.publish_heartbeats(&payloads).await?;
-        repository::mark_sent(pool, &ticks, &ids, clock::now()).await?;
-        if payments.replaced.load(Ordering::SeqCst) == replaced {
-            return Ok(());
-        }
-    }
+    let written = payments.producer.publish_heartbeats(&payloads).await?;
+    Ok(repository::mark_sent(&payments.pool, &ticks, &written).await?)
 }
 
 fn payload(window: &Window, tick: &StoredTick) -> String {
@@ -175,15 +172,24 @@ fn payload(window: &Window, tick: &StoredTick) -> String {
     heartbeat.to_json()
 }
 
-/// Notes that a window is done, until that is stored.
-async fn finish(payments: &Payments, plan: &Plan, stop: &CancellationToken) {
+/// Notes that a window is done, until that is stored. Answers false if something turned out to be
+/// unsent.
+async fn finish(payments: &Payments, plan: &Plan, stop: &CancellationToken) -> bool {
     let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
-    while let Err(error) = repository::finish(&payments.pool, plan.window.uuid, clock::now()).await
-    {
-        tracing::warn!(%error, window = %plan.window.uuid, "finishing a window failed");
+    loop {
+        match repository::finish(&payments.pool, plan.window.uuid, clock::now()).await {
+            Ok(is_finished) => {
+                if is_finished {
+                    tracing::info!(window = %plan.window.uuid, "a window is done");
+                }
+                return is_finished;
+            }
+            Err(error) => {
+                tracing::warn!(%error, window = %plan.window.uuid, "finishing a window failed");
+            }
+        }
         if !shutdown::sleep(backoff.next_delay(rand::random()), stop).await {
-            return;
+            return true;
         }
     }
-    tracing::info!(window = %plan.window.uuid, "a window is done");
 }

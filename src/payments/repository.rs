@@ -13,9 +13,7 @@ use crate::wire::Timestamp;
 
 pub(super) use audit::{AuditRow, StoredTick, audit, insert_tick, mark_sent, totals, unsent_ticks};
 pub use audit::{AuditTotals, totals_by_window};
-pub(super) use resending::{
-    Place, announced_since, known_redis, published_between, remember_redis,
-};
+pub(super) use resending::{announced_elsewhere, known_redis, published_elsewhere, remember_redis};
 pub use windows::PlannedWindow;
 pub(super) use windows::{
     ListedWindow, claim_windows, finish, insert_window, last_continuous_end, list_windows,
@@ -28,6 +26,7 @@ enum Value {
     Text(String),
     Number(i64),
     Time(Timestamp),
+    Mark(u64),
 }
 
 impl From<String> for Value {
@@ -39,6 +38,12 @@ impl From<String> for Value {
 impl From<i64> for Value {
     fn from(number: i64) -> Self {
         Self::Number(number)
+    }
+}
+
+impl From<u64> for Value {
+    fn from(mark: u64) -> Self {
+        Self::Mark(mark)
     }
 }
 
@@ -64,6 +69,7 @@ async fn update(
                 query = match value {
                     Value::Text(text) => query.bind(text),
                     Value::Number(number) => query.bind(number),
+                    Value::Mark(mark) => query.bind(mark),
                     Value::Time(at) => query.bind(DateTime::<Utc>::from(at)),
                 };
             }

@@ -5,53 +5,59 @@
 //! audit holds everything that was ever sent, so that it can be sent again; what the monitor has
 //! seen before, it drops.
 
-use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::Payments;
 use super::publish::{self, PublishError};
-use super::repository::{self, Place};
+use super::repository;
 use crate::stream::{Observation, StreamError};
-use crate::wire::{Announcement, Timestamp};
-use crate::{clock, db, shutdown};
+use crate::wire::Timestamp;
+use crate::{db, shutdown};
 
 /// Time between two looks at Redis.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How far back everything is sent again at least.
 const AT_LEAST: Duration = Duration::from_mins(2);
-/// What is added to that, because clocks of hosts differ.
-const MARGIN: Duration = Duration::from_secs(10);
+/// The watermark is in whole milliseconds, and so are the ids of entries.
+const MARGIN: Duration = Duration::from_millis(2);
 /// How far delivery must have come before that is stored again.
 const STORE_EVERY: Duration = Duration::from_secs(5);
+/// Looks from one search for stragglers to the next.
+const LOOKS_PER_SEARCH: u32 = 5;
 /// Messages that one step sends again.
 const SENDS_PER_STEP: u32 = 256;
 
-/// The Redis that a service has written to.
+/// The Redis that a service has seen to, by that Redis' clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// Which Redis, and which data.
     pub identity: String,
-    /// By our clock: everything published before has been delivered. None until a relay said so.
+    /// When it was seen last.
+    pub seen_at: Timestamp,
+    /// Everything published before has been delivered. None until a relay said so.
     pub delivered_until: Option<Timestamp>,
 }
 
 impl Known {
-    /// The spans of time in which everything that was published must be sent again: first what is
-    /// not known to be delivered, then what reaches back as far as anything is sent again.
-    #[must_use]
-    pub fn resend_spans(&self, now: Timestamp) -> [(Timestamp, Timestamp); 2] {
-        let at_least = now.minus(AT_LEAST).minus(MARGIN);
-        let undelivered = self.delivered_until.map_or(at_least, |until| until.minus(MARGIN));
-        [(undelivered, now), (undelivered.min(at_least), undelivered)]
+    fn new(seen: &Observation) -> Self {
+        let Observation { identity, now, watermark } = seen.clone();
+        Self { identity, seen_at: now, delivered_until: watermark }
     }
-}
 
-/// By our clock, the instant before which everything published has been delivered.
-fn delivered_until(seen: &Observation, now: Timestamp) -> Option<Timestamp> {
-    Some(now.minus(seen.watermark?.until(seen.now)))
+    /// Since when something may have been published and not delivered.
+    #[must_use]
+    pub fn undelivered_since(&self) -> Timestamp {
+        let at_least = self.seen_at.minus(AT_LEAST);
+        self.delivered_until.unwrap_or(at_least).minus(MARGIN)
+    }
+
+    /// Since when everything is sent again.
+    #[must_use]
+    pub fn resend_since(&self) -> Timestamp {
+        self.undelivered_since().min(self.seen_at.minus(AT_LEAST))
+    }
 }
 
 /// Watches Redis until told to stop.
@@ -82,48 +88,42 @@ pub struct Watch {
     known: Option<Known>,
     /// As it is stored.
     stored: Option<Known>,
-    /// What is being sent again.
-    catching_up: Option<CatchingUp>,
-}
-
-/// How far sending again has come.
-#[derive(Debug)]
-struct CatchingUp {
-    /// The Redis that gets it.
-    identity: String,
-    /// Whether the windows are announced again.
-    announced: bool,
-    /// Spans of the audit that are left to do, each from a place on and before an instant. What was
-    /// not delivered comes first: until it is done, the service's windows are held.
-    spans: VecDeque<(Place, Timestamp)>,
-    /// Whether everything is sent again that was not delivered.
-    is_delivered_again: bool,
+    /// The Redis to which everything is sent again that had not been delivered.
+    caught_up_with: String,
+    looks: u32,
 }
 
 impl Watch {
     /// Looks at Redis once, and sends again what it may have lost.
     ///
     /// # Errors
-    /// When Redis or the database does not do its part; look again, and it goes on where it was.
+    /// When Redis or the database does not do its part; look again. What is sent already is marked,
+    /// so that nothing is sent twice for that.
     pub async fn look(&mut self, payments: &Payments) -> Result<(), PublishError> {
         let seen = self.observe(payments).await?;
-        if self.known.is_none() {
-            self.known = Some(self.recall(payments, &seen).await?);
-        }
-        if self.known.as_ref().is_some_and(|known| known.identity != seen.identity) {
-            self.catch_up(payments, seen).await?;
-        } else if let Some(known) = &mut self.known {
-            known.delivered_until = known.delivered_until.max(delivered_until(&seen, clock::now()));
+        let known = match &self.known {
+            Some(known) => known.clone(),
+            None => self.recall(payments, &seen).await?,
+        };
+        self.known = Some(known.clone());
+        if known.identity == seen.identity {
+            let delivered_until = known.delivered_until.max(seen.watermark);
+            self.known = Some(Known { seen_at: seen.now, delivered_until, ..known });
+            self.search_for_stragglers(payments, &seen).await?;
+        } else if self.catch_up(payments, &known, &seen).await? {
+            self.known = Some(Known::new(&seen));
+        } else {
+            return Ok(());
         }
         self.store(payments).await
     }
 
     /// Looks at Redis, and says which one this service has seen to.
     async fn observe(&self, payments: &Payments) -> Result<Observation, StreamError> {
-        let seen_to = match (&self.catching_up, &self.known) {
-            (Some(rest), _) if rest.is_delivered_again => rest.identity.as_str(),
-            (_, Some(known)) => known.identity.as_str(),
-            (_, None) => "",
+        let seen_to = match &self.known {
+            _ if !self.caught_up_with.is_empty() => self.caught_up_with.as_str(),
+            Some(known) => known.identity.as_str(),
+            None => "",
         };
         let process = payments.owner.to_string();
         payments.producer.observe((payments.service.as_str(), &process), seen_to).await
@@ -136,36 +136,87 @@ impl Watch {
         seen: &Observation,
     ) -> Result<Known, PublishError> {
         self.stored = db::patiently(repository::known_redis(payments)).await?;
-        let first = || Known { identity: seen.identity.clone(), delivered_until: None };
-        Ok(self.stored.clone().unwrap_or_else(first))
+        Ok(self.stored.clone().unwrap_or_else(|| Known::new(seen)))
     }
 
-    /// Sends again everything that a Redis which is not the known one may lack.
+    /// Sends again everything that a Redis which is not the known one may lack: first what was not
+    /// delivered, for until then the service's windows are held. Answers false if Redis turned out
+    /// to be yet another meanwhile.
     async fn catch_up(
         &mut self,
         payments: &Payments,
-        mut seen: Observation,
+        known: &Known,
+        seen: &Observation,
+    ) -> Result<bool, PublishError> {
+        let (since, undelivered_since) = (known.resend_since(), known.undelivered_since());
+        tracing::warn!(
+            %since,
+            %undelivered_since,
+            "Redis was emptied, replaced or restarted: sending again what it may lack"
+        );
+        self.announce_again(payments, &seen.identity, since).await?;
+        for since in [undelivered_since, since] {
+            if !self.send_again(payments, (&seen.identity, true), since).await? {
+                return Ok(false);
+            }
+            self.caught_up_with.clone_from(&seen.identity);
+        }
+        tracing::info!("everything is sent again");
+        Ok(true)
+    }
+
+    async fn announce_again(
+        &self,
+        payments: &Payments,
+        identity: &str,
+        since: Timestamp,
     ) -> Result<(), PublishError> {
         loop {
-            let Some(known) = &mut self.known else { return Ok(()) };
-            let is_begun =
-                self.catching_up.as_ref().is_some_and(|rest| rest.identity == seen.identity);
-            if !is_begun {
-                // Before the audit is read: whoever publishes and marks at this very time then knows
-                // that it may have written to the old Redis, and sends once more.
-                payments.replaced.fetch_add(1, Ordering::SeqCst);
-                let rest = CatchingUp::begin(known, seen.identity.clone(), clock::now());
-                self.catching_up = Some(rest);
-            }
-            let Some(rest) = &mut self.catching_up else { return Ok(()) };
-            if rest.step(payments).await? {
-                known.identity = seen.identity;
-                self.catching_up = None;
-                tracing::info!("everything is sent again");
+            let page = repository::announced_elsewhere(payments, identity, since, SENDS_PER_STEP);
+            let windows = db::patiently(page).await?;
+            if windows.is_empty() {
                 return Ok(());
             }
-            seen = self.observe(payments).await?;
+            publish::announce(payments, &windows).await?;
         }
+    }
+
+    /// Sends again what was published since an instant, and not to this Redis. Answers false if it
+    /// turned out to be yet another meanwhile.
+    async fn send_again(
+        &self,
+        payments: &Payments,
+        (identity, and_unknown): (&str, bool),
+        since: Timestamp,
+    ) -> Result<bool, PublishError> {
+        let mut place = (since, 0);
+        loop {
+            let which = (identity, and_unknown);
+            let page = repository::published_elsewhere(payments, which, place, SENDS_PER_STEP);
+            let (ticks, last) = db::patiently(page).await?;
+            let Some(last) = last else { return Ok(true) };
+            publish::send(payments, &ticks).await?;
+            place = last;
+            if self.observe(payments).await?.identity != identity {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Looks for what was written to another Redis and marked only after everything was sent again,
+    /// by whatever process.
+    async fn search_for_stragglers(
+        &mut self,
+        payments: &Payments,
+        seen: &Observation,
+    ) -> Result<(), PublishError> {
+        self.looks = (self.looks + 1) % LOOKS_PER_SEARCH;
+        if self.looks == 0 {
+            let since = seen.now.minus(AT_LEAST);
+            self.announce_again(payments, &seen.identity, since).await?;
+            self.send_again(payments, (&seen.identity, false), since).await?;
+        }
+        Ok(())
     }
 
     /// Stores what is known, unless it is nearly what is stored.
@@ -173,59 +224,11 @@ impl Watch {
         let Some(known) = &self.known else { return Ok(()) };
         let is_news = self.stored.as_ref().is_none_or(|stored| {
             stored.identity != known.identity
-                || known.delivered_until.is_some_and(|until| {
-                    stored.delivered_until.is_none_or(|stored| stored.plus(STORE_EVERY) <= until)
-                })
+                || stored.resend_since().plus(STORE_EVERY) <= known.resend_since()
         });
         if is_news {
             repository::remember_redis(payments, known).await?;
             self.stored = Some(known.clone());
-        }
-        Ok(())
-    }
-}
-
-impl CatchingUp {
-    fn begin(known: &Known, identity: String, now: Timestamp) -> Self {
-        let [urgent, rest] = known.resend_spans(now);
-        tracing::warn!(
-            since = %rest.0,
-            undelivered_since = %urgent.0,
-            "Redis was emptied, replaced or restarted: sending everything again"
-        );
-        let spans = [urgent, rest].map(|(from, until)| ((from, 0), until));
-        Self { identity, announced: false, spans: spans.into(), is_delivered_again: false }
-    }
-
-    /// Sends some. Answers whether that was all.
-    async fn step(&mut self, payments: &Payments) -> Result<bool, PublishError> {
-        if !self.announced {
-            self.announce(payments).await?;
-            self.announced = true;
-        }
-        let Some((place, until)) = self.spans.front_mut() else { return Ok(true) };
-        let page = repository::published_between(payments, *place, *until, SENDS_PER_STEP);
-        let (ticks, last) = db::patiently(page).await?;
-        publish::send(payments, &ticks).await?;
-        if let Some(last) = last {
-            *place = last;
-        } else {
-            self.spans.pop_front();
-            self.is_delivered_again = true;
-        }
-        Ok(self.spans.is_empty())
-    }
-
-    /// Announces again the windows that may be unknown.
-    async fn announce(&self, payments: &Payments) -> Result<(), PublishError> {
-        let Some(((since, _), _)) = self.spans.back() else { return Ok(()) };
-        let windows = db::patiently(repository::announced_since(payments, *since)).await?;
-        let now = clock::now();
-        for windows in windows.chunks(SENDS_PER_STEP as usize) {
-            let announcements =
-                windows.iter().map(|window| Announcement::new(window.clone(), now).to_json());
-            let announcements: Vec<String> = announcements.collect();
-            payments.producer.publish_announcements(&announcements).await?;
         }
         Ok(())
     }
@@ -240,21 +243,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_delivered_is_sent_again_first_and_then_at_least_two_minutes() {
-        let spans = |delivered_until| {
-            let spans = Known { identity: String::new(), delivered_until }.resend_spans(at(1_000));
-            spans.map(|(from, until)| [from, until].map(|at_| at_.until(at(1_000)).as_secs()))
+    fn what_was_not_delivered_is_sent_again_and_at_least_two_minutes() {
+        let since = |delivered_until| {
+            let known = Known { identity: String::new(), seen_at: at(1_000), delivered_until };
+            [known.undelivered_since().plus(MARGIN), known.resend_since()]
         };
-        assert_eq!(spans(None), [[130, 0], [130, 130]]);
-        assert_eq!(spans(Some(at(999))), [[11, 0], [130, 11]]);
-        assert_eq!(spans(Some(at(500))), [[510, 0], [510, 510]]);
-    }
-
-    #[test]
-    fn a_watermark_is_read_by_our_own_clock() {
-        // Our clock is 100 s ahead of Redis', and delivery 7 s behind.
-        let seen = |watermark| Observation { identity: String::new(), now: at(900), watermark };
-        assert_eq!(delivered_until(&seen(Some(at(893))), at(1_000)), Some(at(993)));
-        assert_eq!(delivered_until(&seen(None), at(1_000)), None);
+        assert_eq!(since(None), [at(880), at(880).minus(MARGIN)]);
+        assert_eq!(since(Some(at(999))), [at(999), at(880)]);
+        assert_eq!(since(Some(at(500))), [at(500), at(500).minus(MARGIN)]);
     }
 }

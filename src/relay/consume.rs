@@ -111,8 +111,17 @@ impl Consumer {
             self.set_out(slot, entries);
             return Ok(None);
         };
-        let entries = group.read_own(self.count(), after).await?;
+        let mut entries = group.read_own(self.count(), after).await?;
         let next = (!entries.is_empty()).then(|| ids_after(after, &entries));
+        let deleted: Vec<_> = entries.extract_if(.., |entry| entry.is_deleted).collect();
+        for source in Source::ALL {
+            let ids = deleted.iter().filter(|entry| entry.source == source).map(|entry| entry.id);
+            let ids: Vec<StreamId> = ids.collect();
+            if !ids.is_empty() {
+                tracing::error!(entries = ids.len(), "pending entries were deleted: given up");
+                group.give_up(source, &ids).await?;
+            }
+        }
         self.set_out(slot, entries);
         Ok(next)
     }
@@ -159,7 +168,6 @@ impl Consumer {
                     "pending entries were deleted from the stream by somebody else: their content \
                      is lost unless the senders send it again, which they are told to do"
                 );
-                self.delivery.group.renew_epoch().await?;
             }
             if !claimed.entries.is_empty() {
                 tracing::info!(entries = claimed.entries.len(), "took over from a silent relay");

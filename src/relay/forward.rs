@@ -73,10 +73,7 @@ impl Item {
     /// # Errors
     /// Why the entry cannot be sent at all.
     pub fn read(entry: &Entry) -> Result<Self, String> {
-        let payload = entry
-            .payload
-            .as_deref()
-            .ok_or("the entry has no field named payload, or was deleted from the stream")?;
+        let payload = entry.payload.as_deref().ok_or("the entry has no field named payload")?;
         let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(payload)
             .map_err(|error| format!("the payload is not a JSON object: {error}"))?;
         let id = RawValue::from_string(format!("\"{}\"", entry.id)).map_err(|e| e.to_string())?;

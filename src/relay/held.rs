@@ -78,7 +78,7 @@ mod tests {
         let held = Held::default();
         let entry = |millis, source| {
             let id = StreamId { millis, sequence: 0 };
-            Entry { source, id, payload: None }
+            Entry { source, id, payload: None, is_deleted: false }
         };
         let first = vec![entry(1, Source::Heartbeats), entry(1, Source::Windows)];
         assert_eq!(held.take(first.clone()), first);

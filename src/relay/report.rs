@@ -6,19 +6,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
 use tokio::time::Instant;
 
-use super::NAME_HELD;
 use super::deliver::Delivery;
 use crate::shutdown;
 use crate::stream::{DeadLetter, DeadLetters, StreamError, Survey};
-use crate::wire::{DeadLetterReport, MOST_ITEMS, PipelineReport, Timestamp};
+use crate::wire::{DeadLetterReport, LONGEST_NAME, MOST_ITEMS, PipelineReport, Timestamp};
 
 /// Time between two reports.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a monitor that knows no reports is not told of any.
-const OLD_MONITOR_FOR: Duration = Duration::from_mins(1);
+const OLD_MONITOR_FOR: Duration = Duration::from_secs(5);
+/// How long Redis has to be out of reach for the senders to have noticed.
+const OUTAGE: Duration = Duration::from_secs(1);
 /// Time between two looks for groups that have not read for a day.
 const SILENT_INTERVAL: Duration = Duration::from_mins(1);
 /// Dead letters of one report.
@@ -35,8 +35,6 @@ pub struct Reporter {
     pub letters: DeadLetters,
     /// The relay's name in its group.
     pub relay: String,
-    /// This process, which the name belongs to.
-    pub process: String,
     /// The group.
     pub group: String,
     /// Key of the heartbeats' stream.
@@ -46,10 +44,12 @@ pub struct Reporter {
 }
 
 /// What a reporter remembers from one report to the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
-    /// Whether Redis could not be reached when it was last asked.
-    is_cut_off: bool,
+    /// Since when Redis could not be reached, if it could not when it was last asked.
+    cut_off_since: Option<Instant>,
+    /// Whether it was never reached: there may have been an outage before this process.
+    is_new: bool,
     /// When it was reached again, by its own clock.
     recovered_at: Option<Timestamp>,
     /// Until when the monitor is taken for one that knows no reports.
@@ -58,29 +58,37 @@ pub struct Memory {
     silent_asked_at: Option<Instant>,
 }
 
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            cut_off_since: None,
+            is_new: true,
+            recovered_at: None,
+            old_until: None,
+            silent_groups: Vec::new(),
+            silent_asked_at: None,
+        }
+    }
+}
+
 /// Reports until told to stop.
 ///
 /// # Errors
-/// That another relay has taken this one's name. Failures of reports are logged, shown by `/ready`,
-/// and made good by the next.
+/// Never. Failures are logged, shown by `/ready`, and made good by the next report.
 pub async fn run(mut reporter: Reporter) -> anyhow::Result<()> {
     let delivery = Arc::clone(&reporter.delivery);
-    let (group, process) = (&delivery.group, reporter.process.clone());
     let mut pause = Duration::ZERO;
     while shutdown::sleep(pause, &delivery.shutdown).await {
-        if let Ok(Some(_)) = group.hold_name(&process, NAME_HELD).await {
-            bail!(
-                "another relay has taken the name {}: give each a --consumer-name of its own",
-                reporter.relay
-            );
-        }
-        if let Err(error) = reporter.report_once().await {
-            tracing::debug!(%error, "telling the monitor where delivery stands failed");
+        match reporter.report_once().await {
+            Ok(()) => (),
+            Err(ReportError::Stream(error)) => {
+                tracing::debug!(%error, "Redis did not say where delivery stands");
+            }
+            Err(ReportError::Monitor(reason)) => {
+                tracing::warn!(reason, "the monitor did not take a report; it gets the next");
+            }
         }
         pause = INTERVAL;
-    }
-    if let Err(error) = group.let_name_go(&process).await {
-        tracing::debug!(%error, "letting the name go failed; it runs out");
     }
     Ok(())
 }
@@ -124,17 +132,23 @@ impl Reporter {
     /// the senders have to catch up, and the monitor must know.
     async fn survey(&mut self) -> Result<Survey, StreamError> {
         let group = &self.delivery.group;
+        let began = Instant::now();
         let mut surveyed = group.survey().await;
         if surveyed.is_err() {
             surveyed = group.survey().await;
         }
         match &surveyed {
-            Ok(survey) if self.memory.is_cut_off => {
-                self.memory.is_cut_off = false;
-                self.memory.recovered_at = Some(survey.now);
+            Ok(survey) => {
+                let since = self.memory.cut_off_since.take();
+                if self.memory.is_new || since.unwrap_or(began).elapsed() >= OUTAGE {
+                    self.memory.recovered_at = Some(survey.now);
+                }
+                self.memory.is_new = false;
             }
-            Ok(_) | Err(StreamError::NoGroup(_)) => (),
-            Err(_) => self.memory.is_cut_off = true,
+            Err(StreamError::NoGroup(_)) => (),
+            Err(_) => {
+                self.memory.cut_off_since.get_or_insert(began);
+            }
         }
         surveyed
     }
@@ -144,7 +158,11 @@ impl Reporter {
         if self.memory.silent_asked_at.is_some_and(is_recent) {
             return Ok(());
         }
-        self.memory.silent_groups = self.delivery.group.silent_groups().await?;
+        // Names of others: one that is too long for a report is not worth the report.
+        let mut silent = self.delivery.group.silent_groups().await?;
+        silent.retain(|group| !group.is_empty() && group.len() <= LONGEST_NAME);
+        silent.truncate(MOST_ITEMS);
+        self.memory.silent_groups = silent;
         self.memory.silent_asked_at = Some(Instant::now());
         for group in &self.memory.silent_groups {
             tracing::warn!(
@@ -168,8 +186,8 @@ impl Reporter {
             windows: survey.windows,
             heartbeats: survey.heartbeats,
             breaker: self.delivery.gate.report(),
-            // Beyond that, the grace after a loss has to do.
-            suspects: survey.suspects.into_iter().take(MOST_ITEMS).collect(),
+            suspects: survey.suspects,
+            // Of those beyond, the grace after a loss takes care.
             resending: survey.resending.into_iter().take(MOST_ITEMS).collect(),
             dead_letters_total: survey.dead_letters,
             dead_letters: letters.iter().filter_map(told).collect(),
@@ -181,7 +199,8 @@ impl Reporter {
 /// What the monitor is told of a letter. Nothing of one that names no message of a stream.
 fn told(letter: &DeadLetter) -> Option<DeadLetterReport> {
     Some(DeadLetterReport {
-        stream: Some(letter.stream.clone()).filter(|stream| !stream.is_empty())?,
+        stream: Some(letter.stream.clone())
+            .filter(|stream| !stream.is_empty() && stream.len() <= LONGEST_NAME)?,
         stream_id: letter.original_id?,
         window_uuid: letter.window_uuid,
         slot: letter.slot,

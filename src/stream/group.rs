@@ -46,6 +46,20 @@ redis.call('XADD', KEYS[2], '*', unpack(letter))
 return redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 ";
 
+/// Takes over what nobody has renewed for a time. Where entries turn out to be deleted, the epoch is
+/// renewed in the same step, so that the senders send them again.
+const CLAIM: &str = r"
+local claimed = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5])
+if #claimed[3] > 0 then redis.call('SET', KEYS[2], ARGV[6]) end
+return claimed
+";
+
+/// Acknowledges pending entries that are deleted, and renews the epoch.
+const GIVE_UP: &str = r"
+for i = 3, #ARGV do redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) end
+redis.call('SET', KEYS[2], ARGV[2])
+";
+
 /// Removes a consumer that holds nothing. One with pending entries stays: removing it would lose
 /// them.
 const FORGET_IF_EMPTY: &str = r"
@@ -110,6 +124,8 @@ pub struct Entry {
     pub id: StreamId,
     /// The field `payload`; none if the entry has no such field.
     pub payload: Option<Vec<u8>>,
+    /// Whether somebody has deleted it from the stream: its content is lost.
+    pub is_deleted: bool,
 }
 
 impl Entry {
@@ -140,7 +156,8 @@ pub struct Facts {
 pub struct Claimed {
     /// Entries whose consumer had let its lease run out; they are this consumer's now.
     pub entries: Vec<Entry>,
-    /// Pending entries that somebody deleted from the stream: their content is lost.
+    /// Pending entries that somebody deleted from the stream: their content is lost, and the senders
+    /// are told to send it again.
     pub deleted: usize,
     /// Where to go on, or none when the whole list was seen.
     pub next: Option<String>,
@@ -282,10 +299,11 @@ impl Group {
         cursor: &str,
         count: usize,
     ) -> Result<Claimed, StreamError> {
-        let mut command = cmd("XAUTOCLAIM");
-        command.arg(&[self.key(source), &self.name, &self.consumer]);
+        let mut command = cmd("EVAL");
+        command.arg(CLAIM).arg(2).arg(self.key(source)).arg(self.stream.epoch());
+        command.arg(&[&self.name, &self.consumer]);
         command.arg(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
-        command.arg(cursor).arg("COUNT").arg(count);
+        command.arg(cursor).arg(count).arg(new_epoch());
         let (next, entries, deleted): (String, Vec<Value>, Vec<Value>) =
             self.writer.query(&command).await?;
         Ok(Claimed {
@@ -293,6 +311,17 @@ impl Group {
             deleted: deleted.len(),
             next: Some(next).filter(|next| next != "0-0"),
         })
+    }
+
+    /// Gives up pending entries that somebody has deleted, and tells the senders to send them again.
+    ///
+    /// # Errors
+    /// As for [`Group::renew`].
+    pub async fn give_up(&self, source: Source, ids: &[StreamId]) -> Result<(), StreamError> {
+        let mut command = cmd("EVAL");
+        command.arg(GIVE_UP).arg(2).arg(self.key(source)).arg(self.stream.epoch());
+        command.arg(&self.name).arg(new_epoch());
+        self.writer.query(with_ids(&mut command, ids)).await
     }
 
     /// Deletes the entries that every group of the stream has acknowledged, but for the last, so that
@@ -353,9 +382,10 @@ fn with_ids<'c>(command: &'c mut Cmd, ids: &[StreamId]) -> &'c mut Cmd {
 fn entry(source: Source, value: Value) -> Option<Entry> {
     let (id, fields): (String, Option<Fields>) =
         FromRedisValue::from_redis_value(value).map_err(RedisError::from).ok()?;
+    let is_deleted = fields.is_none();
     let payload = fields
         .unwrap_or_default()
         .into_iter()
         .find_map(|(name, body)| (name == b"payload").then_some(body));
-    Some(Entry { source, id: id.parse().ok()?, payload })
+    Some(Entry { source, id: id.parse().ok()?, payload, is_deleted })
 }

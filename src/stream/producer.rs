@@ -2,9 +2,26 @@
 
 use std::sync::Arc;
 
-use redis::pipe;
+use redis::cmd;
 
+use super::survey::{IDENTIFY, new_epoch};
 use super::{Link, StreamError, StreamId, StreamName};
+
+/// Writes payloads to the second key, and says which Redis took them.
+const PUBLISH: &str = r"
+local ids = {}
+for i = 2, #ARGV do ids[i - 1] = redis.call('XADD', KEYS[2], '*', 'payload', ARGV[i]) end
+return {identity, ids}
+";
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Which Redis, and which data, holds it.
+    pub identity: String,
+    /// The ids of the entries, in the order of the payloads.
+    pub ids: Vec<StreamId>,
+}
 
 /// Writes to the streams. An answered write is kept by Redis as far as its own settings promise.
 #[derive(Clone, Debug)]
@@ -20,27 +37,20 @@ impl Producer {
         Self { link, stream }
     }
 
-    /// Writes heartbeats, in one round trip; answers the ids of their entries, in order.
+    /// Writes heartbeats, in one step.
     ///
     /// # Errors
-    /// When they are not all known to be written. Some may be, so that sending them again can make
+    /// When they are not known to be written. They may be, so that sending them again can make
     /// duplicates, which the monitor drops.
-    pub async fn publish_heartbeats(
-        &self,
-        payloads: &[String],
-    ) -> Result<Vec<StreamId>, StreamError> {
+    pub async fn publish_heartbeats(&self, payloads: &[String]) -> Result<Written, StreamError> {
         self.publish(self.stream.reports(), payloads).await
     }
 
-    /// Writes announcements of windows, in one round trip; answers the ids of their entries, in
-    /// order.
+    /// Writes announcements of windows, in one step.
     ///
     /// # Errors
     /// As for [`Producer::publish_heartbeats`].
-    pub async fn publish_announcements(
-        &self,
-        payloads: &[String],
-    ) -> Result<Vec<StreamId>, StreamError> {
+    pub async fn publish_announcements(&self, payloads: &[String]) -> Result<Written, StreamError> {
         self.publish(self.stream.windows(), payloads).await
     }
 
@@ -58,11 +68,11 @@ impl Producer {
         self.link.ping().await
     }
 
-    async fn publish(&self, key: &str, payloads: &[String]) -> Result<Vec<StreamId>, StreamError> {
-        let mut commands = pipe();
-        for payload in payloads {
-            commands.cmd("XADD").arg(key).arg("*").arg("payload").arg(payload);
-        }
-        self.link.query_all(&commands).await
+    async fn publish(&self, key: &str, payloads: &[String]) -> Result<Written, StreamError> {
+        let mut command = cmd("EVAL");
+        command.arg(format!("{IDENTIFY}{PUBLISH}")).arg(2).arg(self.stream.epoch()).arg(key);
+        command.arg(new_epoch()).arg(payloads);
+        let (identity, ids) = self.link.query(&command).await?;
+        Ok(Written { identity, ids })
     }
 }

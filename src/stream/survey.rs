@@ -15,11 +15,11 @@ use redis::{FromRedisValue, Value, cmd};
 use uuid::Uuid;
 
 use super::{Group, Producer, Source, StreamError, StreamId};
-use crate::wire::{StreamState, Suspect, SuspectReport, Timestamp};
+use crate::wire::{MOST_ITEMS, StreamState, Suspect, SuspectReport, Timestamp};
 
 /// What both scripts begin with: the clock and the identity, which gets an epoch if it has none.
 /// The first key is the epoch's, the first argument a new epoch.
-const IDENTIFY: &str = r"
+pub(super) const IDENTIFY: &str = r"
 redis.call('SET', KEYS[1], ARGV[1], 'NX')
 local function fact(section, name)
   return string.match(redis.call('INFO', section), name .. ':(%x+)') or ''
@@ -30,7 +30,9 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ";
 
-/// Surveys the group, forgets suspects that are no longer pending, and publishes the watermark. A
+/// Surveys the group, forgets suspects that are no longer pending, and publishes the instant before
+/// which everything is settled, suspects as well: a sender keeps what is not, and sends it again if
+/// it may be lost. The watermark passes no more suspects than are answered. A
 /// sender that was here within 10 s and has not seen to this Redis is sending again; one that was
 /// not here for an hour is forgotten.
 const SURVEY: &str = r"
@@ -41,7 +43,7 @@ for i = 1, #noted, 2 do
   local stream, id = string.match(noted[i], '^(%d) (%S+)$')
   if #redis.call('XPENDING', streams[tonumber(stream)], group, id, id, 1) == 0 then
     redis.call('HDEL', KEYS[4], noted[i])
-  else
+  elseif #suspects < tonumber(ARGV[3]) then
     is_suspect[noted[i]] = true
     suspects[#suspects + 1] = {tonumber(stream), id, noted[i + 1]}
   end
@@ -65,24 +67,33 @@ local function first_undelivered(number, facts)
   local unread = redis.call('XRANGE', streams[number], '(' .. facts['last-delivered-id'], '+', 'COUNT', 1)
   return unread[1] and unread[1][1]
 end
-local watermark, states = now, {}
+local last = tonumber(redis.call('HGET', KEYS[5], group)) or 0
+local function millis(id) return tonumber(string.match(id, '%d+')) end
+-- An id that is not past, because the clock went back, says nothing about when it was written.
+local function down_to(watermark, id)
+  if not id then return watermark end
+  return math.min(watermark, millis(id) <= now and millis(id) or math.min(last, now))
+end
+local watermark, settled, states = now, now, {}
 for number, stream in ipairs(streams) do
   local facts = redis.call('EXISTS', stream) == 1 and facts_of(stream)
   if not facts then return redis.error_reply('NOGROUP the group ' .. group .. ' is gone') end
   local id = first_undelivered(number, facts)
-  if id then watermark = math.min(watermark, tonumber(string.match(id, '%d+'))) end
   local oldest = facts['pending'] > 0 and redis.call('XPENDING', stream, group)[2]
+  watermark = down_to(watermark, id)
+  settled = down_to(settled, oldest or id)
   states[number] = {facts['lag'] or -1, facts['pending'], oldest or ''}
 end
-redis.call('HSET', KEYS[5], group, string.format('%.0f', watermark))
+redis.call('HSET', KEYS[5], group, string.format('%.0f', settled))
 local is_resending, resending = {}, {}
 local senders = redis.call('HGETALL', KEYS[7])
 for i = 1, #senders, 2 do
   local service = string.match(senders[i], '^(.*)/')
   local seen_to, at = string.match(senders[i + 1], '^(%S*) (%d+)$')
-  if now - tonumber(at) > 3600000 then
+  local age = math.abs(now - tonumber(at))
+  if age > 3600000 then
     redis.call('HDEL', KEYS[7], senders[i])
-  elseif now - tonumber(at) < 10000 and seen_to ~= identity and not is_resending[service] then
+  elseif age < 10000 and seen_to ~= identity and not is_resending[service] then
     is_resending[service] = true
     resending[#resending + 1] = service
   end
@@ -163,7 +174,7 @@ pub struct Observation {
     pub identity: String,
     /// Redis' clock.
     pub now: Timestamp,
-    /// The watermark that the relays published last, if any did.
+    /// Everything written before is settled, as the relays published last, if any did.
     pub watermark: Option<Timestamp>,
 }
 
@@ -183,7 +194,7 @@ impl Group {
         command.arg(format!("{IDENTIFY}{SURVEY}")).arg(7);
         command.arg(&[stream.epoch(), stream.windows().to_owned(), stream.reports().to_owned()]);
         command.arg(&[stream.suspects(name), stream.watermarks(), stream.dead().to_owned()]);
-        command.arg(stream.senders()).arg(new_epoch()).arg(name);
+        command.arg(stream.senders()).arg(new_epoch()).arg(name).arg(MOST_ITEMS);
         let surveyed: Surveyed = self.writer.query(&command).await?;
         let (identity, now, watermark, (windows, heartbeats), suspects, letters, resending) =
             surveyed;
@@ -215,16 +226,6 @@ impl Group {
         self.writer.query(&command).await
     }
 
-    /// Tells the senders that entries may be lost, so that they send again what is not delivered.
-    ///
-    /// # Errors
-    /// As for [`Group::survey`].
-    pub async fn renew_epoch(&self) -> Result<(), StreamError> {
-        let mut command = cmd("SET");
-        command.arg(self.stream.epoch()).arg(new_epoch());
-        self.writer.query(&command).await
-    }
-
     /// Other groups that have not read for a day, so that nothing which they lack is deleted.
     ///
     /// # Errors
@@ -239,7 +240,13 @@ impl Group {
         let (number, id, report): (usize, StreamId, Vec<u8>) =
             FromRedisValue::from_redis_value(value).ok()?;
         let source = *Source::ALL.get(number.checked_sub(1)?)?;
-        let report = serde_json::from_slice(&report).ok()?;
+        // A note that cannot be read names no window, but the entry is still a suspect.
+        let report = serde_json::from_slice(&report).unwrap_or_else(|error| SuspectReport {
+            window_uuid: None,
+            slot: None,
+            reason: format!("its note cannot be read: {error}"),
+            since: id.written_at(),
+        });
         Some(Suspect { stream: self.key(source).to_owned(), stream_id: id, report })
     }
 }

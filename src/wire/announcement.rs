@@ -44,10 +44,12 @@ impl Announcement {
     }
 
     /// How far the sender's clock is behind Redis' clock, in microseconds; what the way to Redis
-    /// took is part of it. None unless both clocks left their stamp.
+    /// took is part of it. None unless both clocks left their stamp. A sender whose clock is ahead
+    /// counts as right.
     #[must_use]
     pub fn clock_offset_us(&self) -> Option<i64> {
-        Some(self.stream_id?.written_at().micros() - self.announced_at?.micros())
+        let offset = self.stream_id?.written_at().micros() - self.announced_at?.micros();
+        Some(offset.max(0))
     }
 }
 

@@ -9,7 +9,7 @@ use super::{StreamId, Timestamp, WireError};
 /// Most suspects, dead letters, silent groups and services that send again of one report, each.
 pub const MOST_ITEMS: usize = 1_000;
 /// Longest name in a report, in bytes.
-const LONGEST_NAME: usize = 200;
+pub const LONGEST_NAME: usize = 200;
 /// Longest reason in a report, in bytes.
 const LONGEST_REASON: usize = 2_000;
 

@@ -21,7 +21,13 @@ async fn answer_to(template: ResponseTemplate, items: usize) -> Answer {
         .map(|number| {
             let id = StreamId { millis: number as u64, sequence: 0 };
             let payload = heartbeat(&window, 0).to_json().into_bytes();
-            Item::read(&Entry { source: Source::Heartbeats, id, payload: Some(payload) }).unwrap()
+            Item::read(&Entry {
+                source: Source::Heartbeats,
+                id,
+                payload: Some(payload),
+                is_deleted: false,
+            })
+            .unwrap()
         })
         .collect();
     forwarder.send(Source::Heartbeats, &items).await

@@ -22,6 +22,7 @@ mod guards;
 mod ingest;
 mod local;
 mod monitor_api;
+mod outage;
 mod outbox;
 mod payments;
 mod pipeline;

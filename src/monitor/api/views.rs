@@ -29,6 +29,8 @@ pub(super) struct WindowView {
     error_reports: u32,
     missing_reports: u32,
     unobserved_reports: u32,
+    /// Why slots are missing, if for one reason only that is not the sender's.
+    cause: Option<&'static str>,
     unscheduled_reports: u32,
     window_from: Timestamp,
     window_to: Timestamp,
@@ -63,6 +65,7 @@ impl From<StoredWindow> for WindowView {
             error_reports: stored.counts.errors,
             missing_reports: stored.counts.missing,
             unobserved_reports: stored.counts.unobserved,
+            cause: stored.counts.cause(),
             unscheduled_reports: stored.unscheduled,
             window_from: window.from(),
             window_to: window.to(),

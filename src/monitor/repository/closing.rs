@@ -105,7 +105,8 @@ pub(in crate::monitor) async fn claim_unobserved(
     Ok(query.build_query_scalar().fetch_all(connection).await?)
 }
 
-/// Notes that what could not be observed of a closed window is missing indeed.
+/// Notes that what could not be observed of a closed window is missing indeed. A late heartbeat locks
+/// the event first and the window second, so that either of the two may have to be tried again.
 pub(in crate::monitor) async fn settle_unobserved(
     connection: &mut db::Connection,
     id: i64,

@@ -10,6 +10,9 @@ use crate::monitor::pipeline::Condition;
 use crate::monitor::watermark::News;
 use crate::wire::{PipelineReport, Timestamp};
 
+/// A relay that has not reported for longer is not asked what it saw.
+const LATELY: Duration = Duration::from_secs(10);
+
 /// Something that is or was wrong.
 #[derive(Clone, Debug)]
 pub(in crate::monitor) struct RecordedCondition {
@@ -42,8 +45,13 @@ pub(in crate::monitor) async fn store_conditions(
     .bind(Condition::GroupSilent.name())
     .fetch_all(&mut *connection)
     .await?;
-    for over in lasting.iter().filter(|name| !report.silent_groups.contains(name)) {
-        end(connection, (stream, over), Condition::GroupSilent, now).await?;
+    let over = lasting.iter().filter(|name| !report.silent_groups.contains(name));
+    let over: Vec<&String> = over.collect();
+    // Each relay looks once a minute: what another has just seen may be news to this one.
+    if !over.is_empty() && !is_seen_by_others(connection, report, &over, now).await? {
+        for over in over {
+            end(connection, (stream, over), Condition::GroupSilent, now).await?;
+        }
     }
     for silent in report.silent_groups.iter().filter(|name| !lasting.contains(name)) {
         let detail = format!(
@@ -53,6 +61,27 @@ pub(in crate::monitor) async fn store_conditions(
         begin(connection, (stream, silent), (Condition::GroupSilent, &detail), now).await?;
     }
     Ok(())
+}
+
+/// Whether another relay has told lately that one of some groups is silent.
+async fn is_seen_by_others(
+    connection: &mut db::Connection,
+    report: &PipelineReport,
+    groups: &[&String],
+    now: Timestamp,
+) -> Result<bool, db::Error> {
+    let reports: Vec<String> = sqlx::query_scalar(
+        "SELECT report FROM pipeline_relays WHERE stream = ? AND consumer_group = ? \
+         AND relay <> ? AND reported_at > ?",
+    )
+    .bind(&report.stream)
+    .bind(&report.group)
+    .bind(&report.relay)
+    .bind(DateTime::<Utc>::from(now.minus(LATELY)))
+    .fetch_all(connection)
+    .await?;
+    let told = reports.iter().filter_map(|text| serde_json::from_str::<PipelineReport>(text).ok());
+    Ok(told.into_iter().any(|told| groups.iter().any(|group| told.silent_groups.contains(group))))
 }
 
 /// Begins the stall of each pipeline of which nothing was heard for too long. Answers their streams.

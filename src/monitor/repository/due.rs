@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::obstacles::WITHOUT_OBSTACLE;
 use super::windows::{COLUMNS, stored};
+use super::{chunks, push_list};
 use crate::db;
 use crate::monitor::tide::Tide;
 use crate::monitor::window::StoredWindow;
@@ -39,9 +40,9 @@ pub(in crate::monitor) async fn claim_due(
     by_watermark.push_bind(at(tide.by_watermark())).push(WITHOUT_OBSTACLE);
     claimed.add(connection, by_watermark).await?;
     let mut held_too_long = QueryBuilder::<MySql>::new(COLUMNS);
-    held_too_long.push("WHERE status = 'OPEN' AND via_stream = TRUE AND due_at <= ");
-    held_too_long.push_bind(at(tide.by_clock())).push(" AND held_from_us <= ");
-    held_too_long.push_bind(tide.held_too_long_us());
+    held_too_long.push("WHERE status = 'OPEN' AND via_stream = TRUE AND held_from_us <= ");
+    held_too_long.push_bind(tide.held_too_long_us()).push(" AND due_at <= ");
+    held_too_long.push_bind(at(tide.by_clock()));
     claimed.add(connection, held_too_long).await?;
     Ok(claimed.windows)
 }
@@ -95,16 +96,23 @@ pub(in crate::monitor) async fn lock_window(
     row.as_ref().map(stored).transpose()
 }
 
-/// Open windows that are over by the clock, earliest end first.
+/// Open windows that are over by the clock, earliest end first of each kind.
 pub(in crate::monitor) async fn over(
     pool: &MySqlPool,
     now: Timestamp,
     limit: u32,
 ) -> Result<Vec<StoredWindow>, db::Error> {
-    let mut query = QueryBuilder::<MySql>::new(COLUMNS);
-    query.push("WHERE status = 'OPEN' AND window_to <= ").push_bind(DateTime::<Utc>::from(now));
-    query.push(" ORDER BY ends_at LIMIT ").push_bind(limit);
-    query.build().fetch_all(pool).await?.iter().map(stored).collect()
+    let mut over = Vec::new();
+    for via_stream in [false, true] {
+        let mut query = QueryBuilder::<MySql>::new(COLUMNS);
+        query.push("WHERE status = 'OPEN' AND via_stream = ").push_bind(via_stream);
+        query.push(" AND due_at <= ").push_bind(DateTime::<Utc>::from(now));
+        query.push(" ORDER BY due_at LIMIT ").push_bind(limit);
+        for row in &query.build().fetch_all(pool).await? {
+            over.extend(stored(row).inspect_err(|error| tracing::error!(%error, "not shown")));
+        }
+    }
+    Ok(over)
 }
 
 /// When the next window may close: of those that go by the clock, and of those that go by the
@@ -125,19 +133,27 @@ pub(in crate::monitor) async fn due_next(
     Ok(next)
 }
 
-/// Notes from when on windows are held that should have closed before an instant.
+/// Notes from when on some windows are held that should have closed before an instant; none that
+/// another transaction holds. Answers how many.
 pub(in crate::monitor) async fn hold(
     connection: &mut db::Connection,
     over: Timestamp,
     running_us: i64,
-) -> Result<(), db::Error> {
-    sqlx::query(
-        "UPDATE windows SET held_from_us = ? WHERE status = 'OPEN' AND via_stream = TRUE \
-         AND due_at <= ? AND held_from_us IS NULL",
+    limit: u32,
+) -> Result<usize, db::Error> {
+    let ids: Vec<i64> = sqlx::query_scalar(
+        "SELECT id FROM windows WHERE status = 'OPEN' AND via_stream = TRUE \
+         AND held_from_us IS NULL AND due_at <= ? ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED",
     )
-    .bind(running_us)
     .bind(DateTime::<Utc>::from(over))
-    .execute(connection)
+    .bind(limit)
+    .fetch_all(&mut *connection)
     .await?;
-    Ok(())
+    for chunk in chunks(&ids) {
+        let mut query = QueryBuilder::<MySql>::new("UPDATE windows SET held_from_us = ");
+        query.push_bind(running_us).push(" WHERE id IN ");
+        push_list(&mut query, chunk.iter().copied());
+        query.build().execute(&mut *connection).await?;
+    }
+    Ok(ids.len())
 }

@@ -15,6 +15,9 @@ use crate::monitor::pipeline::Condition;
 use crate::monitor::watermark::Progress;
 use crate::wire::{DeadLetterReport, PipelineReport, Timestamp};
 
+/// How long the last report of a relay is kept that reports no more: names come and go.
+const RELAY_REMEMBERED: Duration = Duration::from_hours(1);
+
 /// A consumer group that relays have reported from.
 #[derive(Clone, Debug)]
 pub(in crate::monitor) struct Pipeline {
@@ -34,7 +37,8 @@ pub(in crate::monitor) struct Reported {
 }
 
 /// Adds the time since monitors were last known to run, but not more than `longest`. Answers for
-/// how long they have been running, in microseconds.
+/// how long they have been running, in microseconds. What a monitor whose clock was wrong has left
+/// in the future is put right.
 pub(in crate::monitor) async fn count_uptime(
     connection: &mut db::Connection,
     now: Timestamp,
@@ -44,9 +48,11 @@ pub(in crate::monitor) async fn count_uptime(
         "INSERT INTO monitor_uptime (id, running_us, ticked_at) VALUES (1, 0, ?) \
          ON DUPLICATE KEY UPDATE running_us = running_us + GREATEST(0, LEAST(?, \
          TIMESTAMPDIFF(MICROSECOND, ticked_at, VALUES(ticked_at)))), \
-         ticked_at = GREATEST(ticked_at, VALUES(ticked_at))",
+         ticked_at = IF(ticked_at > VALUES(ticked_at) + INTERVAL ? MICROSECOND, \
+         VALUES(ticked_at), GREATEST(ticked_at, VALUES(ticked_at)))",
     )
     .bind(DateTime::<Utc>::from(now))
+    .bind(i64::try_from(longest.as_micros()).unwrap_or(i64::MAX))
     .bind(i64::try_from(longest.as_micros()).unwrap_or(i64::MAX))
     .execute(&mut *connection)
     .await?;
@@ -157,6 +163,14 @@ pub(in crate::monitor) async fn store_report(
     .bind(&report.relay)
     .bind(DateTime::<Utc>::from(now))
     .bind(text)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query(
+        "DELETE FROM pipeline_relays WHERE stream = ? AND consumer_group = ? AND reported_at < ?",
+    )
+    .bind(&report.stream)
+    .bind(&report.group)
+    .bind(DateTime::<Utc>::from(now.minus(RELAY_REMEMBERED)))
     .execute(&mut *connection)
     .await?;
     let mut letters: Vec<&DeadLetterReport> = report.dead_letters.iter().collect();

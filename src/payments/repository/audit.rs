@@ -8,9 +8,10 @@ use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 use uuid::Uuid;
 
+use super::resending::mark;
 use super::{at, bad};
 use crate::db;
-use crate::stream::StreamId;
+use crate::stream::{StreamId, Written};
 use crate::wire::{Status, Timestamp, Window};
 
 /// How the audit writes a slot that was omitted on purpose.
@@ -67,10 +68,11 @@ pub(in crate::payments) struct AuditRow {
     pub(in crate::payments) stream_id: Option<String>,
 }
 
-/// Stores what is done in a slot; `None` means omitted. Storing it again changes nothing.
+/// Stores what is done in a slot; `None` means omitted. Storing it again changes nothing, and so does
+/// a process that no longer owns the window: it stood still, and another goes on.
 pub(in crate::payments) async fn insert_tick(
     pool: &MySqlPool,
-    window: &Window,
+    (window, owner): (&Window, Uuid),
     slot: u32,
     status: Option<&Status>,
     now: Timestamp,
@@ -82,7 +84,9 @@ pub(in crate::payments) async fn insert_tick(
         Box::pin(async move {
             let inserted = sqlx::query(
                 "INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, \
-                 timestamp, sent_to_queue, created_at, slot) VALUES (?, ?, ?, ?, ?, ?, FALSE, ?, ?)",
+                 timestamp, sent_to_queue, created_at, slot) \
+                 SELECT ?, ?, ?, ?, ?, ?, FALSE, ?, ? FROM report_windows \
+                 WHERE window_uuid = ? AND owner = ? AND finished_at IS NULL",
             )
             .bind(window.uuid.to_string())
             .bind(window.service.as_str())
@@ -92,6 +96,8 @@ pub(in crate::payments) async fn insert_tick(
             .bind(DateTime::<Utc>::from(now))
             .bind(DateTime::<Utc>::from(now))
             .bind(slot)
+            .bind(window.uuid.to_string())
+            .bind(owner.to_string())
             .execute(connection)
             .await;
             // One that is stored already stands.
@@ -125,19 +131,18 @@ pub(in crate::payments) async fn unsent_ticks(
 pub(in crate::payments) async fn mark_sent(
     pool: &MySqlPool,
     ticks: &[StoredTick],
-    ids: &[StreamId],
-    now: Timestamp,
+    written: &Written,
 ) -> Result<(), db::Error> {
-    let mut sent: Vec<(i64, String)> =
-        ticks.iter().zip(ids).map(|(tick, id)| (tick.id, id.to_string())).collect();
+    let ids = ticks.iter().map(|tick| tick.id).zip(written.ids.iter().copied());
+    let mut sent: Vec<(i64, StreamId)> = ids.collect();
     // In the order of the key, so that no two processes wait for each other in a circle.
     sent.sort_unstable();
-    let sent: Arc<[(i64, String)]> = sent.into();
+    let (sent, mark): (Arc<[_]>, u64) = (sent.into(), mark(&written.identity));
     db::transaction(pool, "mark sent", move |connection| {
         let sent = Arc::clone(&sent);
         Box::pin(async move {
             for chunk in db::chunks(&sent, MARKS_PER_STATEMENT) {
-                mark_chunk(connection, chunk, now).await?;
+                mark_chunk(connection, chunk, mark).await?;
             }
             Ok(())
         })
@@ -147,14 +152,18 @@ pub(in crate::payments) async fn mark_sent(
 
 async fn mark_chunk(
     connection: &mut db::Connection,
-    sent: &[(i64, String)],
-    now: Timestamp,
+    sent: &[(i64, StreamId)],
+    mark: u64,
 ) -> Result<(), db::Error> {
     let mut query = QueryBuilder::<MySql>::new("UPDATE report_audit SET sent_to_queue = TRUE, ");
-    query.push("published_at = ").push_bind(DateTime::<Utc>::from(now));
-    query.push(", stream_id = CASE id");
+    query.push("redis_mark = ").push_bind(mark).push(", published_at = CASE id");
     for (id, stream_id) in sent {
-        query.push(" WHEN ").push_bind(id).push(" THEN ").push_bind(stream_id);
+        query.push(" WHEN ").push_bind(id).push(" THEN ");
+        query.push_bind(DateTime::<Utc>::from(stream_id.written_at()));
+    }
+    query.push(" END, stream_id = CASE id");
+    for (id, stream_id) in sent {
+        query.push(" WHEN ").push_bind(id).push(" THEN ").push_bind(stream_id.to_string());
     }
     // Assignments run from left to right: this is the new one.
     query.push(" END, first_stream_id = COALESCE(first_stream_id, stream_id) WHERE id IN (");

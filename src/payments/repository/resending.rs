@@ -1,7 +1,8 @@
-//! What is sent again when Redis may have lost it, and which Redis was written to last.
+//! What is sent again when Redis may have lost it, and which Redis a service has seen to.
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
+use uuid::Uuid;
 
 use super::at;
 use super::audit::StoredTick;
@@ -12,14 +13,20 @@ use crate::payments::resend::Known;
 use crate::wire::{Timestamp, Window};
 
 /// A place among the published ticks: when one was published, and its row.
-pub(in crate::payments) type Place = (Timestamp, i64);
+type Place = (Timestamp, i64);
 
-/// The Redis that a service wrote to last; none if it never wrote to any.
+/// A short mark of the identity of a Redis, for rows of which there are very many.
+pub(super) fn mark(identity: &str) -> u64 {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, identity.as_bytes()).as_u64_pair().0
+}
+
+/// The Redis that a service has seen to; none if it never wrote to any.
 pub(in crate::payments) async fn known_redis(
     payments: &Payments,
 ) -> Result<Option<Known>, db::Error> {
     let row = sqlx::query(
-        "SELECT identity, delivered_until FROM stream_identities WHERE service = ? AND stream = ?",
+        "SELECT identity, seen_at, delivered_until FROM stream_identities \
+         WHERE service = ? AND stream = ?",
     )
     .bind(payments.service.as_str())
     .bind(payments.producer.stream().reports())
@@ -29,11 +36,12 @@ pub(in crate::payments) async fn known_redis(
     let delivered_until: Option<DateTime<Utc>> = row.try_get("delivered_until")?;
     Ok(Some(Known {
         identity: row.try_get("identity")?,
+        seen_at: at(&row, "seen_at")?,
         delivered_until: delivered_until.map(Timestamp::from),
     }))
 }
 
-/// Notes the Redis that a service writes to.
+/// Notes the Redis that a service has seen to.
 pub(in crate::payments) async fn remember_redis(
     payments: &Payments,
     known: &Known,
@@ -44,13 +52,15 @@ pub(in crate::payments) async fn remember_redis(
         let (service, stream, known) = (service.clone(), stream.clone(), known.clone());
         Box::pin(async move {
             sqlx::query(
-                "INSERT INTO stream_identities (service, stream, identity, delivered_until) \
-                 VALUES (?, ?, ?, ?) ON DUPLICATE KEY UPDATE identity = VALUES(identity), \
+                "INSERT INTO stream_identities \
+                 (service, stream, identity, seen_at, delivered_until) VALUES (?, ?, ?, ?, ?) \
+                 ON DUPLICATE KEY UPDATE identity = VALUES(identity), seen_at = VALUES(seen_at), \
                  delivered_until = VALUES(delivered_until)",
             )
             .bind(service)
             .bind(stream)
             .bind(known.identity)
+            .bind(DateTime::<Utc>::from(known.seen_at))
             .bind(known.delivered_until.map(DateTime::<Utc>::from))
             .execute(connection)
             .await?;
@@ -60,18 +70,22 @@ pub(in crate::payments) async fn remember_redis(
     .await
 }
 
-/// Windows of a service that were announced and end after an instant.
-pub(in crate::payments) async fn announced_since(
+/// Windows of a service that were announced since an instant, and not to this Redis.
+pub(in crate::payments) async fn announced_elsewhere(
     payments: &Payments,
+    identity: &str,
     since: Timestamp,
+    limit: u32,
 ) -> Result<Vec<Window>, db::Error> {
     let rows = sqlx::query(
         "SELECT window_uuid, service, window_from, window_to, error_status_generado, \
          error_status_no_reportado, tick_us FROM report_windows WHERE service = ? \
-         AND window_to >= ? AND announcement_id IS NOT NULL AND tick_us > 0",
+         AND announced_at >= ? AND announcement_mark <> ? ORDER BY announced_at LIMIT ?",
     )
     .bind(payments.service.as_str())
     .bind(DateTime::<Utc>::from(since))
+    .bind(mark(identity))
+    .bind(limit)
     .fetch_all(&payments.pool)
     .await?;
     let readable = rows.iter().filter_map(|row| {
@@ -80,27 +94,29 @@ pub(in crate::payments) async fn announced_since(
     Ok(readable.collect())
 }
 
-/// Ticks of a service that were published from a place on and before an instant, in that order.
-/// The place of the last one is that to go on from.
-pub(in crate::payments) async fn published_between(
+/// Ticks of a service that were published from a place on, and not to this Redis, in that order.
+/// The place of the last one is that to go on from. Those of which nobody knows where they went,
+/// because an older program published them, are among them if `and_unknown`.
+pub(in crate::payments) async fn published_elsewhere(
     payments: &Payments,
+    (identity, and_unknown): (&str, bool),
     (from, after): Place,
-    until: Timestamp,
     limit: u32,
 ) -> Result<(Vec<(Window, StoredTick)>, Option<Place>), db::Error> {
     let rows = sqlx::query(
         "SELECT a.id, a.slot, a.status, a.timestamp, a.published_at, w.window_uuid, w.service, \
          w.window_from, w.window_to, w.error_status_generado, w.error_status_no_reportado, \
          w.tick_us FROM report_audit a JOIN report_windows w ON w.window_uuid = a.window_uuid \
-         WHERE a.service = ? AND a.published_at >= ? AND a.published_at < ? \
-         AND (a.published_at > ? OR a.id > ?) AND a.slot IS NOT NULL AND w.tick_us > 0 \
-         ORDER BY a.published_at, a.id LIMIT ?",
+         WHERE a.service = ? AND a.published_at >= ? AND (a.published_at > ? OR a.id > ?) \
+         AND (a.redis_mark <> ? OR (? AND a.redis_mark IS NULL)) \
+         AND a.slot IS NOT NULL AND w.tick_us > 0 ORDER BY a.published_at, a.id LIMIT ?",
     )
     .bind(payments.service.as_str())
     .bind(DateTime::<Utc>::from(from))
-    .bind(DateTime::<Utc>::from(until))
     .bind(DateTime::<Utc>::from(from))
     .bind(after)
+    .bind(mark(identity))
+    .bind(and_unknown)
     .bind(limit)
     .fetch_all(&payments.pool)
     .await?;

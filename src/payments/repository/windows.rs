@@ -10,6 +10,7 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{MySqlPool, Row};
 use uuid::Uuid;
 
+use super::resending::mark;
 use super::{at, bad, update};
 use crate::db;
 use crate::payments::plan::Plan;
@@ -176,37 +177,45 @@ pub(in crate::payments) async fn release_leases(
     .map(drop)
 }
 
-/// Notes that a window's announcement is written.
+/// Notes that a window's announcement is written, first or again, and to which Redis.
 pub(in crate::payments) async fn mark_announced(
     pool: &MySqlPool,
     window: Uuid,
-    ids: &[StreamId],
+    (id, identity): (StreamId, &str),
 ) -> Result<(), db::Error> {
-    let Some(id) = ids.first() else { return Ok(()) };
     update(
         pool,
         "mark announced",
-        "UPDATE report_windows SET announcement_id = ? WHERE window_uuid = ?",
-        vec![id.to_string().into(), window.to_string().into()],
+        "UPDATE report_windows SET announcement_id = ?, announced_at = ?, announcement_mark = ? \
+         WHERE window_uuid = ?",
+        vec![
+            id.to_string().into(),
+            id.written_at().into(),
+            mark(identity).into(),
+            window.to_string().into(),
+        ],
     )
     .await
     .map(drop)
 }
 
-/// Notes that every slot of a window has passed and every send is confirmed.
+/// Notes that every slot of a window has passed and every send is confirmed. Answers false if one is
+/// not: another process that took itself for the owner may have stored it late.
 pub(in crate::payments) async fn finish(
     pool: &MySqlPool,
     window: Uuid,
     now: Timestamp,
-) -> Result<(), db::Error> {
-    update(
+) -> Result<bool, db::Error> {
+    let finished = update(
         pool,
         "finish a window",
-        "UPDATE report_windows SET finished_at = ?, leased_until = NULL WHERE window_uuid = ?",
+        "UPDATE report_windows SET finished_at = ?, leased_until = NULL WHERE window_uuid = ? \
+         AND NOT EXISTS (SELECT 1 FROM report_audit a WHERE a.window_uuid = \
+         report_windows.window_uuid AND a.slot IS NOT NULL AND NOT a.sent_to_queue \
+         AND a.status <> 'no_reported')",
         vec![now.into(), window.to_string().into()],
-    )
-    .await
-    .map(drop)
+    );
+    Ok(finished.await? > 0)
 }
 
 /// When the last window of a service's continuous series ends.

@@ -82,7 +82,6 @@ impl Ground {
             producer: self.producer(),
             default_tick: Tick::DEFAULT,
             owner: Uuid::new_v4(),
-            replaced: Arc::default(),
             readiness: Readiness::default(),
         }
     }
@@ -94,12 +93,12 @@ impl Ground {
 
     /// Writes one message to the heartbeats' stream.
     pub async fn send(&self, payload: impl Into<String>) -> StreamId {
-        self.producer().publish_heartbeats(&[payload.into()]).await.unwrap()[0]
+        self.producer().publish_heartbeats(&[payload.into()]).await.unwrap().ids[0]
     }
 
     /// Writes one message to the announcements' stream.
     pub async fn announce(&self, payload: impl Into<String>) -> StreamId {
-        self.producer().publish_announcements(&[payload.into()]).await.unwrap()[0]
+        self.producer().publish_announcements(&[payload.into()]).await.unwrap().ids[0]
     }
 
     /// A consumer of the relays' group.
