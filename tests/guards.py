@@ -449,8 +449,8 @@ GUARDS = [
         "src/payments/publish.rs",
         "    let now = clock::now();\n    let announcement = ",
         "    for window in windows {\n"
-        "        let nothing = (crate::stream::StreamId::default(), \"\");\n"
-        "        repository::mark_announced(&payments.pool, window.uuid, nothing).await?;\n"
+        "        let nothing = vec![(window.uuid, StreamId::default())];\n"
+        "        repository::mark_announced(&payments.pool, nothing, \"\").await?;\n"
         "    }\n"
         "    let now = clock::now();\n    let announcement = ",
         "it outbox::what_redis_did_not_take_is_not_marked_as_sent",

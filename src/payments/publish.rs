@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::plan::Plan;
 use super::repository::{self, StoredTick};
 use super::{Payments, PlannedWindow};
 use crate::retry::Backoff;
-use crate::stream::{StreamError, Written};
+use crate::stream::{StreamError, StreamId, Written};
 use crate::wire::{Announcement, Heartbeat, Window};
 use crate::{clock, db, shutdown};
 
@@ -138,10 +139,9 @@ pub(super) async fn announce(payments: &Payments, windows: &[Window]) -> Result<
     let announcement = |window: &Window| Announcement::new(window.clone(), now).to_json();
     let announcements: Vec<String> = windows.iter().map(announcement).collect();
     let Written { identity, ids } = payments.producer.publish_announcements(&announcements).await?;
-    for (window, id) in windows.iter().zip(ids) {
-        repository::mark_announced(&payments.pool, window.uuid, (id, &identity)).await?;
-    }
-    Ok(())
+    let uuids = windows.iter().map(|window| window.uuid);
+    let announced: Vec<(Uuid, StreamId)> = uuids.zip(ids).collect();
+    Ok(repository::mark_announced(&payments.pool, announced, &identity).await?)
 }
 
 /// Sends ticks and marks them as sent, with the Redis that took them.

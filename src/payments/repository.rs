@@ -26,7 +26,6 @@ enum Value {
     Text(String),
     Number(i64),
     Time(Timestamp),
-    Mark(u64),
 }
 
 impl From<String> for Value {
@@ -38,12 +37,6 @@ impl From<String> for Value {
 impl From<i64> for Value {
     fn from(number: i64) -> Self {
         Self::Number(number)
-    }
-}
-
-impl From<u64> for Value {
-    fn from(mark: u64) -> Self {
-        Self::Mark(mark)
     }
 }
 
@@ -69,7 +62,6 @@ async fn update(
                 query = match value {
                     Value::Text(text) => query.bind(text),
                     Value::Number(number) => query.bind(number),
-                    Value::Mark(mark) => query.bind(mark),
                     Value::Time(at) => query.bind(DateTime::<Utc>::from(at)),
                 };
             }

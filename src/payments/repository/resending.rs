@@ -1,7 +1,10 @@
 //! What is sent again when Redis may have lost it, and which Redis a service has seen to.
 
+use std::collections::{BTreeSet, HashMap};
+
 use chrono::{DateTime, Utc};
-use sqlx::Row;
+use sqlx::query_builder::QueryBuilder;
+use sqlx::{MySql, Row};
 use uuid::Uuid;
 
 use super::at;
@@ -14,6 +17,9 @@ use crate::wire::{Timestamp, Window};
 
 /// A place among the published ticks: when one was published, and its row.
 type Place = (Timestamp, i64);
+
+/// Windows that one statement asks for.
+const WINDOWS_PER_STATEMENT: usize = 128;
 
 /// A short mark of the identity of a Redis, for rows of which there are very many.
 pub(super) fn mark(identity: &str) -> u64 {
@@ -79,7 +85,8 @@ pub(in crate::payments) async fn announced_elsewhere(
 ) -> Result<Vec<Window>, db::Error> {
     let rows = sqlx::query(
         "SELECT window_uuid, service, window_from, window_to, error_status_generado, \
-         error_status_no_reportado, tick_us FROM report_windows WHERE service = ? \
+         error_status_no_reportado, tick_us \
+         FROM report_windows FORCE INDEX (report_windows_announced) WHERE service = ? \
          AND announced_at >= ? AND announcement_mark <> ? ORDER BY announced_at LIMIT ?",
     )
     .bind(payments.service.as_str())
@@ -103,13 +110,13 @@ pub(in crate::payments) async fn published_elsewhere(
     (from, after): Place,
     limit: u32,
 ) -> Result<(Vec<(Window, StoredTick)>, Option<Place>), db::Error> {
+    // Without the hint the databases sort all that was ever published.
     let rows = sqlx::query(
-        "SELECT a.id, a.slot, a.status, a.timestamp, a.published_at, w.window_uuid, w.service, \
-         w.window_from, w.window_to, w.error_status_generado, w.error_status_no_reportado, \
-         w.tick_us FROM report_audit a JOIN report_windows w ON w.window_uuid = a.window_uuid \
-         WHERE a.service = ? AND a.published_at >= ? AND (a.published_at > ? OR a.id > ?) \
-         AND (a.redis_mark <> ? OR (? AND a.redis_mark IS NULL)) \
-         AND a.slot IS NOT NULL AND w.tick_us > 0 ORDER BY a.published_at, a.id LIMIT ?",
+        "SELECT id, window_uuid, slot, status, timestamp, published_at \
+         FROM report_audit FORCE INDEX (report_audit_published) \
+         WHERE service = ? AND published_at >= ? AND (published_at > ? OR id > ?) \
+         AND (redis_mark <> ? OR (? AND redis_mark IS NULL)) AND slot IS NOT NULL \
+         ORDER BY published_at, id LIMIT ?",
     )
     .bind(payments.service.as_str())
     .bind(DateTime::<Utc>::from(from))
@@ -124,10 +131,41 @@ pub(in crate::payments) async fn published_elsewhere(
         Some(row) => Some((at(row, "published_at")?, row.try_get("id")?)),
         None => None,
     };
+    let uuids: BTreeSet<String> =
+        rows.iter().map(|row| row.try_get("window_uuid")).collect::<Result<_, _>>()?;
+    let windows = windows_by_uuid(payments, uuids.into_iter().collect()).await?;
     // One row that cannot be read must not keep the others from being sent.
     let readable = rows.iter().filter_map(|row| {
-        let read = defined(row).and_then(|window| Ok((window, StoredTick::read(row)?)));
-        read.inspect_err(|error| tracing::error!(%error, "a tick cannot be read")).ok()
+        let window = windows.get(&row.try_get::<String, _>("window_uuid").ok()?)?;
+        let tick = StoredTick::read(row);
+        let tick = tick.inspect_err(|error| tracing::error!(%error, "a tick cannot be read"));
+        Some((window.clone(), tick.ok()?))
     });
     Ok((readable.collect(), last))
+}
+
+/// Our own windows by their uuid.
+async fn windows_by_uuid(
+    payments: &Payments,
+    uuids: Vec<String>,
+) -> Result<HashMap<String, Window>, db::Error> {
+    let mut windows = HashMap::with_capacity(uuids.len());
+    for chunk in db::chunks(&uuids, WINDOWS_PER_STATEMENT) {
+        let mut query = QueryBuilder::<MySql>::new(
+            "SELECT window_uuid, service, window_from, window_to, error_status_generado, \
+             error_status_no_reportado, tick_us FROM report_windows WHERE tick_us > 0 \
+             AND window_uuid IN (",
+        );
+        let mut list = query.separated(", ");
+        for uuid in chunk {
+            list.push_bind(uuid);
+        }
+        for row in query.push(")").build().fetch_all(&payments.pool).await? {
+            match defined(&row) {
+                Ok(window) => drop(windows.insert(row.try_get("window_uuid")?, window)),
+                Err(error) => tracing::error!(%error, "a window cannot be read"),
+            }
+        }
+    }
+    Ok(windows)
 }

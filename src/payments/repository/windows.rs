@@ -3,6 +3,7 @@
 //! Leases go by the database's clock, because the processes that contend for a window may run on
 //! hosts whose clocks differ. Everything else is told the time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -177,26 +178,33 @@ pub(in crate::payments) async fn release_leases(
     .map(drop)
 }
 
-/// Notes that a window's announcement is written, first or again, and to which Redis.
+/// Notes that announcements of windows are written, first or again, and to which Redis.
 pub(in crate::payments) async fn mark_announced(
     pool: &MySqlPool,
-    window: Uuid,
-    (id, identity): (StreamId, &str),
+    mut announced: Vec<(Uuid, StreamId)>,
+    identity: &str,
 ) -> Result<(), db::Error> {
-    update(
-        pool,
-        "mark announced",
-        "UPDATE report_windows SET announcement_id = ?, announced_at = ?, announcement_mark = ? \
-         WHERE window_uuid = ?",
-        vec![
-            id.to_string().into(),
-            id.written_at().into(),
-            mark(identity).into(),
-            window.to_string().into(),
-        ],
-    )
+    announced.sort_unstable();
+    let (announced, mark): (Arc<[_]>, u64) = (announced.into(), mark(identity));
+    db::transaction(pool, "mark announced", move |connection| {
+        let announced = Arc::clone(&announced);
+        Box::pin(async move {
+            for (window, id) in announced.iter() {
+                sqlx::query(
+                    "UPDATE report_windows SET announcement_id = ?, announced_at = ?, \
+                     announcement_mark = ? WHERE window_uuid = ?",
+                )
+                .bind(id.to_string())
+                .bind(DateTime::<Utc>::from(id.written_at()))
+                .bind(mark)
+                .bind(window.to_string())
+                .execute(&mut *connection)
+                .await?;
+            }
+            Ok(())
+        })
+    })
     .await
-    .map(drop)
 }
 
 /// Notes that every slot of a window has passed and every send is confirmed. Answers false if one is
