@@ -26,6 +26,7 @@
 //! | [`db`] | pools, schemas, transactions, what a failure means |
 //! | [`config`] | command-line values that roles share |
 //! | [`shutdown`], [`telemetry`], [`retry`], [`clock`] | stopping, logs, back-off, the time |
+//! | [`verdict`] | what became of a slot, from both ledgers: pure |
 //! | [`wire`] | heartbeats, windows and slots: pure |
 //!
 //! Roles never use each other. A role is a `run` function that takes its options and a token that
@@ -47,4 +48,5 @@ pub mod shutdown;
 pub mod standalone;
 pub mod stream;
 pub mod telemetry;
+pub mod verdict;
 pub mod wire;

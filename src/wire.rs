@@ -33,7 +33,7 @@ pub use names::ServiceName;
 pub use report::{
     Breaker, DeadLetterReport, MOST_ITEMS, PipelineReport, StreamState, Suspect, SuspectReport,
 };
-pub use status::Status;
+pub use status::{OMITTED, Status};
 pub use stream_id::StreamId;
 pub use timestamp::Timestamp;
 pub use window::{Rates, Seconds, Slot, Tick, Window};

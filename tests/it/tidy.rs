@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules in the order of the map in `lib.rs`: each uses only those behind it.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "cli",
     "standalone",
     "payments",
@@ -23,6 +23,7 @@ const ORDER: [&str; 16] = [
     "telemetry",
     "retry",
     "clock",
+    "verdict",
 ];
 
 /// What a file may use although the order of the map says otherwise, and why.
