@@ -1,3 +1,5 @@
+//! The table of the contract against the code, line by line and at random; and each sentence.
+
 use proptest::prelude::*;
 use uuid::Uuid;
 

@@ -8,9 +8,16 @@ async fn help_and_version_answer() {
     assert_eq!((code, out.trim()), (0, concat!("heartbeat ", env!("CARGO_PKG_VERSION"))));
     let (code, out, _) = run(&["--help"], &[]).await;
     assert_eq!(code, 0);
-    for role in
-        ["standalone", "payments", "relay", "monitor", "dead-letters", "migrate", "healthcheck"]
-    {
+    for role in [
+        "standalone",
+        "payments",
+        "relay",
+        "monitor",
+        "explain",
+        "dead-letters",
+        "migrate",
+        "healthcheck",
+    ] {
         assert!(out.contains(&format!("\n  {role} ")), "{role} in:\n{out}");
         let (code, help, _) = run(&[role, "--help"], &[]).await;
         assert_eq!(code, 0, "{role}");
