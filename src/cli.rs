@@ -65,7 +65,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// What the executable exits with when the command fails. One that judges says that it could not.
+    /// What the executable exits with when the command fails. One that judges says that it could
+    /// not.
     #[must_use]
     pub fn failure(&self) -> ExitCode {
         match self {

@@ -1,8 +1,8 @@
-//! The operator's command that explains windows: asks a monitor for the verdict of each slot, prints
-//! what is unusual, and says by its exit code whether anything is left unexplained.
+//! The operator's command that explains windows: asks a monitor for the verdict of each slot,
+//! prints what is unusual, and says by its exit code whether anything is left unexplained.
 //!
-//! [`ask`] speaks with the monitor, [`account`] adds up, [`view`] prints. The verdicts themselves are the
-//! monitor's, which alone has both ledgers.
+//! [`ask`] speaks with the monitor, [`account`] adds up, [`view`] prints. The verdicts themselves
+//! are the monitor's, which alone has both ledgers.
 
 pub mod account;
 pub mod ask;
@@ -43,8 +43,8 @@ pub struct ExplainArgs {
     #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = positive_duration)]
     pub since: Duration,
 
-    /// Show only slots with these verdicts, such as `lost,late`, and windows that have any [default:
-    /// all]
+    /// Show only slots with these verdicts, such as `lost,late`, and windows that have any
+    /// [default: all]
     #[arg(long, value_name = "VERDICTS", value_delimiter = ',')]
     pub verdict: Vec<Verdict>,
 

@@ -4,8 +4,9 @@
 //! Data flows one way: [`api`] reads a request, [`ingest`], [`pipeline`] or [`sweep`] decides,
 //! `repository` stores. [`window`], [`watermark`] and [`tide`] hold the rules, which know neither
 //! database nor clock. [`audits`] reads what the senders wrote, and `explain` puts both ledgers
-//! together. Any number of monitors may share one database: the primary key of an event decides between a heartbeat and
-//! the verdict that it is missing, and a sweep skips windows that another monitor is closing.
+//! together. Any number of monitors may share one database: the primary key of an event decides
+//! between a heartbeat and the verdict that it is missing, and a sweep skips windows that another
+//! monitor is closing.
 
 pub mod api;
 pub mod audits;

@@ -4,7 +4,8 @@ use std::io::{ErrorKind, IsTerminal, Write};
 
 use anyhow::Context;
 
-/// Text on one line, without anything that a terminal obeys. What strangers wrote must not command it.
+/// Text on one line, without anything that a terminal obeys. What strangers wrote must not command
+/// it.
 #[must_use]
 pub fn plain(text: &str) -> String {
     printable(text, |_| false)

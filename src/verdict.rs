@@ -1,10 +1,11 @@
-//! What became of a slot, as both ledgers tell it: the audit, in which its sender wrote what it did,
-//! and the events, in which the monitor wrote what it saw.
+//! What became of a slot, as both ledgers tell it: the audit, in which its sender wrote what it
+//! did, and the events, in which the monitor wrote what it saw.
 //!
-//! Pure: told what each ledger says, how far delivery has come, and what time it is. A verdict is never a
-//! guess. Where the audit cannot be asked it is [`Verdict::Unknown`], and [`Verdict::Lost`] takes
-//! four facts together: the audit has the entry of the stream that carried the heartbeat, delivery is past
-//! that entry, the monitor has stored nothing, and has never heard that the message was set aside.
+//! Pure: told what each ledger says, how far delivery has come, and what time it is. A verdict is
+//! never a guess. Where the audit cannot be asked it is [`Verdict::Unknown`], and [`Verdict::Lost`]
+//! takes four facts together: the audit has the entry of the stream that carried the heartbeat,
+//! delivery is past that entry, the monitor has stored nothing, and has never heard that the
+//! message was set aside.
 //!
 //! | # | condition, the first that holds | verdict |
 //! |---|---|---|
@@ -195,8 +196,8 @@ pub enum Delivery {
     Until(Timestamp),
     /// The watermark has no say: its service is sending again what a lost Redis took along.
     BeingResent,
-    /// The watermark has no say: a message of this window makes the monitor fail, and is tried again
-    /// apart from the others.
+    /// The watermark has no say: a message of this window makes the monitor fail, and is tried
+    /// again apart from the others.
     Suspect,
 }
 

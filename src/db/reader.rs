@@ -16,11 +16,11 @@ use crate::config::DatabaseUrl;
 /// Most connections that one reader has at a time.
 const MAX_CONNECTIONS: usize = 4;
 
-/// Reads a database that belongs to others. It connects when it is first asked, and every session of it
-/// is read-only, whatever its user may do.
+/// Reads a database that belongs to others. It connects when it is first asked, and every session
+/// of it is read-only, whatever its user may do.
 ///
-/// It keeps its connections itself. The driver's pool asks a connection that comes back whether it is
-/// alive, and waits for that answer without end, which a host that vanishes never gives.
+/// It keeps its connections itself. The driver's pool asks a connection that comes back whether it
+/// is alive, and waits for that answer without end, which a host that vanishes never gives.
 #[derive(Clone, Debug)]
 pub struct Reader {
     options: MySqlConnectOptions,
@@ -41,8 +41,9 @@ impl Reader {
         }
     }
 
-    /// Asks questions on one connection, and once more on a new one if they failed on one that was kept:
-    /// its server may have been restarted. A connection whose question was given up is closed.
+    /// Asks questions on one connection, and once more on a new one if they failed on one that was
+    /// kept: its server may have been restarted. A connection whose question was given up is
+    /// closed.
     ///
     /// # Errors
     /// The body's failure, or that it did not come to an end in time.

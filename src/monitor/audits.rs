@@ -128,8 +128,8 @@ impl Found {
     }
 }
 
-/// Rows by the slot that they name or, in those of older senders, fall into. Of several for one slot
-/// the one counts by which most was done: one heartbeat is enough.
+/// Rows by the slot that they name or, in those of older senders, fall into. Of several for one
+/// slot the one counts by which most was done: one heartbeat is enough.
 fn by_slot(window: &Window, rows: Vec<NumberedRow>) -> HashMap<u32, AuditRow> {
     let done = |row: &AuditRow| (!row.is_omitted(), row.stream_id, row.sent_to_queue);
     let mut found: HashMap<u32, AuditRow> = HashMap::with_capacity(rows.len());

@@ -3,8 +3,8 @@
 //!
 //! The order in which it asks keeps out what happens meanwhile. How far delivery has come is asked
 //! before what is stored, so that whatever it is past has been stored or set aside by then. What
-//! holds the watermark's word up is asked after the watermark, because a suspect lets it pass. The audit
-//! comes last: its row is older than the heartbeat.
+//! holds the watermark's word up is asked after the watermark, because a suspect lets it pass. The
+//! audit comes last: its row is older than the heartbeat.
 
 use std::collections::HashMap;
 
@@ -98,8 +98,8 @@ impl SlotEvent {
     }
 }
 
-/// What was set aside of a window, by slot, or by entry where the message named no slot. The last of
-/// several counts.
+/// What was set aside of a window, by slot, or by entry where the message named no slot. The last
+/// of several counts.
 struct Letters {
     by_slot: HashMap<i64, DeadHeartbeat>,
     by_entry: HashMap<StreamId, DeadHeartbeat>,

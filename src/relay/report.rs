@@ -99,8 +99,8 @@ pub enum ReportError {
 }
 
 impl Reporter {
-    /// Surveys the group, which publishes its watermark for the senders, and tells the monitor unless
-    /// that is an old one.
+    /// Surveys the group, which publishes its watermark for the senders, and tells the monitor
+    /// unless that is an old one.
     ///
     /// # Errors
     /// When Redis did not answer or the monitor did not take the report.
@@ -113,8 +113,8 @@ impl Reporter {
         self.look_for_silent_groups().await?;
         let mut report = self.compose(survey, &letters);
         if let Some(told) = self.memory.watermark.filter(|_| letters.len() == LETTERS_PER_REPORT) {
-            // There may be more. What the watermark is past and the monitor does not have is lost, unless
-            // it knows by then that it was set aside.
+            // There may be more. What the watermark is past and the monitor does not have is lost,
+            // unless it knows by then that it was set aside.
             report.watermark = report.watermark.min(told);
         }
         let answer = self.delivery.forwarder.report(&report).await;

@@ -7,8 +7,8 @@ use chrono::{DateTime, Utc};
 use super::{Arrival, Audit, AuditRow, Delivery, Facts, Letter, Verdict, judge};
 use crate::wire::{StreamId, Timestamp};
 
-/// Why a slot is not what everyone hopes for. None where there is nothing to say: it arrived on time, or
-/// its time is not over.
+/// Why a slot is not what everyone hopes for. None where there is nothing to say: it arrived on
+/// time, or its time is not over.
 #[must_use]
 pub fn sentence(facts: &Facts) -> Option<String> {
     let said = match (judge(facts), facts.arrival, facts.letter) {
@@ -124,7 +124,8 @@ fn sent(facts: &Facts, row: &AuditRow) -> String {
     }
 }
 
-/// An instant to the millisecond: the time alone on the day that the slot is due, else with its date.
+/// An instant to the millisecond: the time alone on the day that the slot is due, else with its
+/// date.
 fn time(facts: &Facts, at: Timestamp) -> String {
     let [due, at] = [facts.window.due(facts.slot), at].map(DateTime::<Utc>::from);
     let date = if due.date_naive() == at.date_naive() { "" } else { "%F " };

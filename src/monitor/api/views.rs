@@ -109,7 +109,8 @@ pub(super) struct WindowPage {
 }
 
 impl WindowPage {
-    /// A page of at most `limit` windows, out of a list that holds one more if there is a next page.
+    /// A page of at most `limit` windows, out of a list that holds one more if there is a next
+    /// page.
     pub(super) fn new(mut windows: Vec<StoredWindow>, limit: u32) -> Self {
         let is_last = windows.len() <= limit as usize;
         windows.truncate(limit as usize);
