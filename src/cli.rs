@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reqwest::Url;
 
-use crate::config::{DatabaseUrl, StartArgs, positive_duration};
+use crate::config::{DatabaseUrl, StartArgs, positive_duration, secret};
 use crate::dead_letters::DeadLettersArgs;
 use crate::explain::{self, ExplainArgs};
 use crate::forget_group::ForgetGroupArgs;
@@ -93,7 +93,8 @@ pub struct MigrateArgs {
     pub schema: Schema,
 
     /// MySQL or MariaDB database, as `mysql://USER:PASSWORD@HOST:PORT/NAME`
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL",
+          value_parser = secret::<DatabaseUrl>())]
     pub database_url: DatabaseUrl,
 
     /// Patience at start.

@@ -34,7 +34,9 @@ use self::audits::Audits;
 use self::repository::Filter;
 use self::tide::Tide;
 use self::window::StoredWindow;
-use crate::config::{DatabaseArgs, DatabaseUrl, StartArgs, TickArgs, duration, positive_duration};
+use crate::config::{
+    DatabaseArgs, DatabaseUrl, StartArgs, TickArgs, duration, positive_duration, secret,
+};
 use crate::http::{AdminToken, Readiness};
 use crate::wire::{Tick, Timestamp};
 use crate::{db, http, shutdown};
@@ -71,18 +73,14 @@ pub struct MonitorArgs {
 
     /// Secret, of at least 16 characters, that allows what destroys or sends again [default: nobody
     /// may]
-    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN",
+          value_parser = secret::<AdminToken>())]
     pub admin_token: Option<AdminToken>,
 
     /// Payments database that says what was sent, as `mysql://USER:PASSWORD@HOST:PORT/NAME`; it is
     /// only read; may be given several times, or with commas between [default: none]
-    #[arg(
-        long,
-        env = "AUDIT_DATABASE_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "AUDIT_DATABASE_URL", hide_env_values = true, value_name = "URL",
+          value_delimiter = ',', value_parser = secret::<DatabaseUrl>())]
     pub audit_database_url: Vec<DatabaseUrl>,
 
     /// The monitor database.

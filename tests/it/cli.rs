@@ -49,6 +49,23 @@ async fn each_fails_plainly(cases: &[Case<'_>]) {
     }
 }
 
+#[tokio::test]
+async fn secrets_that_cannot_be_used_are_not_repeated() {
+    let url = "mysql://u:topsecret@h";
+    each_fails_plainly(&[
+        (&["monitor"], &[("DATABASE_URL", url)], "'--database-url <URL>' cannot be used: names no"),
+        (&["migrate", "monitor", "--database-url", url], &[], "names no database"),
+        (
+            &["monitor"],
+            &[("AUDIT_DATABASE_URL", "mysql://u:p@h/d, mysql://u:pass,topsecret@h/d")],
+            "'--audit-database-url <URL>' cannot be used",
+        ),
+        (&["relay", "--redis-url", "http://:topsecret@h"], &[], "not the address of a Redis"),
+        (&["monitor", "--admin-token", "topsecret"], &[], "at least 16 printable characters"),
+    ])
+    .await;
+}
+
 const ANY_PORT: (&str, &str) = ("LISTEN", "127.0.0.1:0");
 
 #[tokio::test]
