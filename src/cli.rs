@@ -1,13 +1,15 @@
 //! The command line: one command per role, and those of an operator.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reqwest::Url;
 
-use crate::config::{DatabaseUrl, StartArgs, positive_duration};
+use crate::config::{DatabaseUrl, StartArgs, positive_duration, secret};
 use crate::dead_letters::DeadLettersArgs;
+use crate::explain::{self, ExplainArgs};
 use crate::forget_group::ForgetGroupArgs;
 use crate::monitor::{self, MonitorArgs};
 use crate::payments::{self, PaymentsArgs};
@@ -49,6 +51,9 @@ pub enum Command {
     Relay(RelayArgs),
     /// Take heartbeats in, keep windows, raise alerts, serve the API
     Monitor(MonitorArgs),
+    /// Say why heartbeats are missing; exits 0 if all are explained, 1 if one is lost, 2 if nobody
+    /// can tell
+    Explain(ExplainArgs),
     /// List, show, replay or drop the messages that the monitor refused
     DeadLetters(DeadLettersArgs),
     /// End a consumer group that nobody needs any more
@@ -57,6 +62,18 @@ pub enum Command {
     Migrate(MigrateArgs),
     /// Ask a running role whether it can do its work; exits 0 if it can, else 1 and says why
     Healthcheck(HealthcheckArgs),
+}
+
+impl Command {
+    /// What the executable exits with when the command fails. One that judges says that it could
+    /// not.
+    #[must_use]
+    pub fn failure(&self) -> ExitCode {
+        match self {
+            Self::Explain(_) => ExitCode::from(explain::COULD_NOT_TELL),
+            _ => ExitCode::FAILURE,
+        }
+    }
 }
 
 /// Which of the two schemas.
@@ -76,7 +93,8 @@ pub struct MigrateArgs {
     pub schema: Schema,
 
     /// MySQL or MariaDB database, as `mysql://USER:PASSWORD@HOST:PORT/NAME`
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL",
+          value_parser = secret::<DatabaseUrl>())]
     pub database_url: DatabaseUrl,
 
     /// Patience at start.

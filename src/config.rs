@@ -3,12 +3,15 @@
 //! Every value is checked when it is parsed, so that a mistake is reported by the name of its flag
 //! before anything starts. Addresses hide their password wherever they are printed.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Command};
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::mysql::MySqlConnectOptions;
@@ -20,15 +23,18 @@ use crate::wire::Tick;
 #[derive(Args, Clone, Debug)]
 pub struct StreamArgs {
     /// Redis that holds the streams [default: `redis://127.0.0.1:6379/0`]
-    #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL",
+          value_parser = secret::<RedisUrl>())]
     pub redis_url: Option<RedisUrl>,
 
     /// Older name of --redis-url, used when that is not given
-    #[arg(long, env = "REDIS_REPORTS_URL", hide = true, hide_env_values = true)]
+    #[arg(long, env = "REDIS_REPORTS_URL", hide = true, hide_env_values = true,
+          value_parser = secret::<RedisUrl>())]
     pub redis_reports_url: Option<RedisUrl>,
 
     /// Older name of --redis-url, used when neither other is given
-    #[arg(long, env = "CELERY_BROKER_URL", hide = true, hide_env_values = true)]
+    #[arg(long, env = "CELERY_BROKER_URL", hide = true, hide_env_values = true,
+          value_parser = secret::<RedisUrl>())]
     pub celery_broker_url: Option<RedisUrl>,
 
     /// Stream of heartbeats; announcements and dead letters go beside it
@@ -54,7 +60,8 @@ impl StreamArgs {
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseArgs {
     /// MySQL or MariaDB database, as `mysql://USER:PASSWORD@HOST:PORT/NAME`
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL",
+          value_parser = secret::<DatabaseUrl>())]
     pub database_url: DatabaseUrl,
 
     /// Bring the database's schema up to date at start; when false, start only if it already is
@@ -79,6 +86,38 @@ pub struct TickArgs {
     #[arg(long, env = "HEARTBEAT_INTERVAL_SECONDS", default_value = "10", value_name = "SECONDS",
           value_parser = tick)]
     pub heartbeat_interval_seconds: Tick,
+}
+
+/// Reads a value that may hold a password: if it cannot be used, the complaint does not repeat it.
+#[must_use]
+pub fn secret<T>() -> Secret<T> {
+    Secret(PhantomData)
+}
+
+/// The parser that [`secret`] makes.
+#[derive(Clone, Debug)]
+pub struct Secret<T>(PhantomData<fn() -> T>);
+
+impl<T> TypedValueParser for Secret<T>
+where
+    T: FromStr + Clone + Send + Sync + 'static,
+    T::Err: fmt::Display,
+{
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> clap::error::Result<T> {
+        let text = value.to_string_lossy();
+        text.trim().parse().map_err(|error| {
+            let name = arg.map_or_else(String::new, |arg| format!(" for '{arg}'"));
+            let complaint = format!("the value{name} cannot be used: {error}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, complaint).with_cmd(command)
+        })
+    }
 }
 
 /// Reads a duration such as `500ms`, `5s` or `2m`.

@@ -7,6 +7,7 @@
 //! - A transaction that lost a deadlock is tried again; its body must therefore be repeatable.
 
 mod error;
+mod reader;
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use sqlx::mysql::{MySqlConnection, MySqlPoolOptions, MySqlQueryResult};
 use sqlx::{Acquire, ConnectOptions, Connection as _, MySqlPool};
 
 pub use self::error::{Class, Error, classify};
+pub use self::reader::Reader;
 use crate::config::DatabaseUrl;
 
 /// A connection inside a transaction, as [`transaction`] hands it to its body.

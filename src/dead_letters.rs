@@ -7,7 +7,6 @@
 pub mod settle;
 pub mod view;
 
-use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -16,6 +15,7 @@ use clap::{Args, Subcommand};
 use self::settle::Settling;
 use crate::config::{StartArgs, StreamArgs};
 use crate::stream::{DeadLetters, Link, StreamId};
+use crate::terminal::print;
 
 /// What is said when there is nothing to list, replay or drop.
 const NONE: &str = "there are no dead letters";
@@ -190,12 +190,4 @@ async fn show(args: ShowArgs) -> anyhow::Result<()> {
 async fn settle(settling: Settling, which: WhichArgs, place: PlaceArgs) -> anyhow::Result<()> {
     settling.check()?;
     settle::run(settling, &place.open().await?, &which).await
-}
-
-/// Prints to standard output. A reader that has seen enough, such as `head`, is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("printing"),
-        _ => Ok(()),
-    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::config::{MonitorUrl, StartArgs, StreamArgs};
+use crate::config::{MonitorUrl, StartArgs, StreamArgs, secret};
 use crate::http::{self, AdminToken};
 use crate::stream::{self, Activity, Link, StreamName};
 
@@ -31,7 +31,8 @@ pub struct ForgetGroupArgs {
     pub monitor_url: Option<MonitorUrl>,
 
     /// Secret that the monitor was started with [default: none]
-    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN",
+          value_parser = secret::<AdminToken>())]
     pub admin_token: Option<AdminToken>,
 
     /// Do not ask

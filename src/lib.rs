@@ -20,12 +20,14 @@
 //! | [`monitor`] | role: windows, events, alerts, API |
 //! | [`dead_letters`] | the operator's command for messages that the monitor refused |
 //! | [`forget_group`] | the operator's command that ends a consumer group |
+//! | [`explain`] | the operator's command that says why heartbeats are missing |
 //! | [`local`] | private Redis and MySQL servers as child processes |
 //! | [`http`] | serving, errors, health and readiness; the HTTP client |
 //! | [`stream`] | the only user of Redis |
 //! | [`db`] | pools, schemas, transactions, what a failure means |
 //! | [`config`] | command-line values that roles share |
-//! | [`shutdown`], [`telemetry`], [`retry`], [`clock`] | stopping, logs, back-off, the time |
+//! | [`shutdown`], [`telemetry`], [`terminal`], [`retry`], [`clock`] | stopping, logs, what is printed, back-off, the time |
+//! | [`verdict`] | what became of a slot, from both ledgers: pure |
 //! | [`wire`] | heartbeats, windows and slots: pure |
 //!
 //! Roles never use each other. A role is a `run` function that takes its options and a token that
@@ -36,6 +38,7 @@ pub mod clock;
 pub mod config;
 pub mod db;
 pub mod dead_letters;
+pub mod explain;
 pub mod forget_group;
 pub mod http;
 pub mod local;
@@ -47,4 +50,6 @@ pub mod shutdown;
 pub mod standalone;
 pub mod stream;
 pub mod telemetry;
+pub mod terminal;
+pub mod verdict;
 pub mod wire;

@@ -6,12 +6,13 @@ use anyhow::Context;
 use clap::Parser;
 use heartbeat::cli::{self, Cli, Command};
 use heartbeat::{
-    dead_letters, forget_group, monitor, payments, relay, shutdown, standalone, telemetry,
+    dead_letters, explain, forget_group, monitor, payments, relay, shutdown, standalone, telemetry,
 };
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let failure = cli.command.failure();
     let ended =
         tokio::runtime::Runtime::new().context("starting the runtime").and_then(|runtime| {
             let ended = runtime.block_on(Box::pin(run(cli)));
@@ -20,26 +21,29 @@ fn main() -> ExitCode {
             ended
         });
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("heartbeat: {}", sentence(&error));
-            ExitCode::FAILURE
+            failure
         }
     }
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     telemetry::start(&cli.log)?;
     match cli.command {
         Command::Standalone(args) => standalone::run(args, shutdown::on_signals()?).await,
         Command::Payments(args) => role(|stop| payments::run(args, stop)).await,
         Command::Relay(args) => role(|stop| relay::run(args, stop)).await,
         Command::Monitor(args) => role(|stop| monitor::run(args, stop)).await,
+        // It alone has something to say by its exit code.
+        Command::Explain(args) => return explain::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::ForgetGroup(args) => forget_group::run(args).await,
         Command::Migrate(args) => cli::migrate(args).await,
         Command::Healthcheck(args) => cli::healthcheck(args).await,
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// Runs a role until a signal tells it to stop, and then not for long.

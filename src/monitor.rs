@@ -3,11 +3,14 @@
 //!
 //! Data flows one way: [`api`] reads a request, [`ingest`], [`pipeline`] or [`sweep`] decides,
 //! `repository` stores. [`window`], [`watermark`] and [`tide`] hold the rules, which know neither
-//! database nor clock. Any number of
-//! monitors may share one database: the primary key of an event decides between a heartbeat and
-//! the verdict that it is missing, and a sweep skips windows that another monitor is closing.
+//! database nor clock. [`audits`] reads what the senders wrote, and `explain` puts both ledgers
+//! together. Any number of monitors may share one database: the primary key of an event decides
+//! between a heartbeat and the verdict that it is missing, and a sweep skips windows that another
+//! monitor is closing.
 
 pub mod api;
+pub mod audits;
+mod explain;
 pub mod ingest;
 pub mod pipeline;
 mod repository;
@@ -27,10 +30,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::audits::Audits;
 use self::repository::Filter;
 use self::tide::Tide;
 use self::window::StoredWindow;
-use crate::config::{DatabaseArgs, StartArgs, TickArgs, duration, positive_duration};
+use crate::config::{
+    DatabaseArgs, DatabaseUrl, StartArgs, TickArgs, duration, positive_duration, secret,
+};
 use crate::http::{AdminToken, Readiness};
 use crate::wire::{Tick, Timestamp};
 use crate::{db, http, shutdown};
@@ -67,8 +73,15 @@ pub struct MonitorArgs {
 
     /// Secret, of at least 16 characters, that allows what destroys or sends again [default: nobody
     /// may]
-    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN",
+          value_parser = secret::<AdminToken>())]
     pub admin_token: Option<AdminToken>,
+
+    /// Payments database that says what was sent, as `mysql://USER:PASSWORD@HOST:PORT/NAME`; it is
+    /// only read; may be given several times, or with commas between [default: none]
+    #[arg(long, env = "AUDIT_DATABASE_URL", hide_env_values = true, value_name = "URL",
+          value_delimiter = ',', value_parser = secret::<DatabaseUrl>())]
+    pub audit_database_url: Vec<DatabaseUrl>,
 
     /// The monitor database.
     #[command(flatten)]
@@ -88,6 +101,8 @@ pub struct MonitorArgs {
 pub struct Monitor {
     /// The monitor database.
     pub pool: MySqlPool,
+    /// What the senders wrote.
+    pub audits: Audits,
     /// Tick of messages that name none.
     pub default_tick: Tick,
     /// How long after the end of its last slot a window stays open.
@@ -156,6 +171,7 @@ pub async fn serve(
     };
     let monitor = Monitor {
         pool,
+        audits: Audits::new(&args.audit_database_url),
         default_tick: args.tick.heartbeat_interval_seconds,
         grace: args.grace,
         replay_grace: args.replay_grace,
@@ -172,6 +188,6 @@ pub async fn serve(
     tasks.spawn(sweep::run(monitor.clone(), args.sweep_interval, shutdown.clone()));
     tracing::info!(listen = %args.listen, "the monitor is ready");
     let ended = shutdown::join_all(tasks, &shutdown).await;
-    db::close(&monitor.pool).await;
+    tokio::join!(db::close(&monitor.pool), monitor.audits.close());
     ended
 }

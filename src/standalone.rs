@@ -245,6 +245,7 @@ fn monitor_args(args: &StandaloneArgs, servers: &Servers) -> anyhow::Result<Moni
         replay_grace: Duration::from_secs(30),
         max_hold: Duration::from_mins(10),
         admin_token: None,
+        audit_database_url: vec![database(servers, DATABASES[0])?.database_url],
         database: database(servers, DATABASES[1])?,
         tick: TickArgs { heartbeat_interval_seconds: Tick::DEFAULT },
         start: start(),

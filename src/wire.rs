@@ -34,7 +34,7 @@ pub use report::{
     Breaker, DeadLetterReport, LONGEST_NAME, MOST_ITEMS, PipelineReport, StreamState, Suspect,
     SuspectReport,
 };
-pub use status::Status;
+pub use status::{OMITTED, Status};
 pub use stream_id::StreamId;
 pub use timestamp::Timestamp;
 pub use window::{Rates, Seconds, Slot, Tick, Window};

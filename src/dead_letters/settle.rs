@@ -9,9 +9,9 @@ use std::io::IsTerminal;
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 
-use super::view::plain;
 use super::{NONE, WhichArgs};
 use crate::stream::{DeadLetters, Replayed, StreamId};
+use crate::terminal::plain;
 
 /// Letters that are looked up, or dropped, in one round trip.
 const PAGE: usize = 200;

@@ -12,6 +12,7 @@ use comfy_table::{CellAlignment, Table};
 use serde_json::{Map, Value, json};
 
 use crate::stream::{DeadLetter, StreamId};
+use crate::terminal::{plain, printable};
 use crate::wire::Timestamp;
 
 /// Longest reason in the table, in characters; `show` has it whole.
@@ -140,16 +141,6 @@ fn or_unknown(value: Option<impl ToString>) -> String {
 
 fn known(text: &str) -> String {
     if text.is_empty() { UNKNOWN.to_owned() } else { plain(text) }
-}
-
-/// Text on one line, without anything that a terminal obeys.
-pub(super) fn plain(text: &str) -> String {
-    printable(text, |_| false)
-}
-
-fn printable(text: &str, keep: impl Fn(char) -> bool) -> String {
-    let shown = |c: char| if c.is_control() && !keep(c) { char::REPLACEMENT_CHARACTER } else { c };
-    text.chars().map(shown).collect()
 }
 
 /// The beginning of a text that is too long for a table.

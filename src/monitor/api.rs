@@ -18,10 +18,10 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use self::views::{HeartbeatView, OutcomeView, SlotView, SweptView, WindowPage, WindowView};
+use self::views::{HeartbeatView, OutcomeView, SweptView, WindowPage, WindowView};
 use super::ingest::{self, Outcome};
 use super::repository::{self, Filter, Position};
-use super::{Monitor, sweep};
+use super::{Monitor, explain, sweep};
 use crate::http::{ApiError, Body, Params, PathUuid};
 use crate::wire::{Announcement, Heartbeat, Timestamp, WireError};
 use crate::{clock, db, http};
@@ -181,10 +181,9 @@ async fn get_window(
     PathUuid(uuid): PathUuid,
 ) -> Result<Response, ApiError> {
     let window = stored_window(&monitor, uuid).await?;
-    let events = repository::slot_events(&monitor.pool, window.stored.id).await?;
     let history = repository::history(&monitor.pool, window.stored.id).await?;
-    let slots = SlotView::all(&window.stored.window, &events);
-    Ok(Json(window.with_details(slots, &history)).into_response())
+    let explained = explain::explain(&monitor, &window.stored, clock::now()).await?;
+    Ok(Json(window.with_details(&history, explained)).into_response())
 }
 
 async fn stored_window(monitor: &Monitor, uuid: Uuid) -> Result<WindowView, ApiError> {

@@ -3,10 +3,12 @@
 //! Statements come in few shapes: lists of values are cut into chunks whose lengths are powers of
 //! two, so that each connection prepares each shape once.
 
+mod audit;
 mod closing;
 mod conditions;
 mod due;
 mod events;
+mod letters;
 mod obstacles;
 mod pipelines;
 mod windows;
@@ -16,6 +18,7 @@ use sqlx::query_builder::QueryBuilder;
 
 use crate::db;
 
+pub(super) use audit::{NumberedRow, audit_of_window};
 pub(super) use closing::{
     StatusChange, claim_unobserved, close, history, revise_closed, settle_unobserved,
 };
@@ -25,6 +28,7 @@ pub(super) use events::{
     EventRow, SlotEvent, Stored, insert_events, insert_missing, insert_unscheduled, present_slots,
     read_back, slot_events,
 };
+pub(super) use letters::{DeadHeartbeat, dead_heartbeats};
 pub(super) use obstacles::{obstacles, store_obstacles};
 pub(super) use pipelines::{
     Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,

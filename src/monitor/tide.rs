@@ -58,7 +58,8 @@ pub struct Obstacles {
 }
 
 impl Obstacles {
-    fn before(&self, window: &Window) -> Option<Closing> {
+    /// What is in the way of a window, if anything is.
+    pub(super) fn before(&self, window: &Window) -> Option<Closing> {
         if self.resending.contains(window.service.as_str()) {
             Some(Closing::BeingResent)
         } else {

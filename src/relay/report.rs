@@ -22,7 +22,7 @@ const OUTAGE: Duration = Duration::from_secs(1);
 /// Time between two looks for groups that have not read for a day.
 const SILENT_INTERVAL: Duration = Duration::from_mins(1);
 /// Dead letters of one report.
-const LETTERS_PER_REPORT: usize = 100;
+const LETTERS_PER_REPORT: usize = MOST_ITEMS;
 /// Longest reason of a report, in characters.
 const REASON_CHARS: usize = 400;
 
@@ -54,6 +54,8 @@ pub struct Memory {
     recovered_at: Option<Timestamp>,
     /// Until when the monitor is taken for one that knows no reports.
     old_until: Option<Instant>,
+    /// The watermark that the monitor was told last.
+    watermark: Option<Timestamp>,
     silent_groups: Vec<String>,
     silent_asked_at: Option<Instant>,
 }
@@ -65,6 +67,7 @@ impl Default for Memory {
             is_new: true,
             recovered_at: None,
             old_until: None,
+            watermark: None,
             silent_groups: Vec::new(),
             silent_asked_at: None,
         }
@@ -105,8 +108,8 @@ pub enum ReportError {
 }
 
 impl Reporter {
-    /// Surveys the group, which publishes its watermark for the senders, and tells the monitor unless
-    /// that is an old one.
+    /// Surveys the group, which publishes its watermark for the senders, and tells the monitor
+    /// unless that is an old one.
     ///
     /// # Errors
     /// When Redis did not answer or the monitor did not take the report.
@@ -117,10 +120,16 @@ impl Reporter {
         }
         let letters = self.letters.untold(&self.group, LETTERS_PER_REPORT).await?;
         self.look_for_silent_groups().await?;
-        let report = self.compose(survey, &letters);
+        let mut report = self.compose(survey, &letters);
+        if let Some(told) = self.memory.watermark.filter(|_| letters.len() == LETTERS_PER_REPORT) {
+            // There may be more. What the watermark is past and the monitor does not have is lost,
+            // unless it knows by then that it was set aside.
+            report.watermark = report.watermark.min(told);
+        }
         let answer = self.delivery.forwarder.report(&report).await;
         self.delivery.readiness.note("reporting", &answer);
         let is_known = answer.map_err(ReportError::Monitor)?;
+        self.memory.watermark = Some(report.watermark);
         self.memory.old_until = (!is_known).then(|| Instant::now() + OLD_MONITOR_FOR);
         if let Some(last) = letters.last().filter(|_| is_known) {
             self.letters.told(&self.group, last.id).await?;

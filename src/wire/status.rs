@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use super::{MAX_MESSAGE_CHARS, WireError};
 
+/// How an audit writes a slot that its sender omitted on purpose. No heartbeat carries it.
+pub const OMITTED: &str = "no_reported";
+
 /// The state that a sender reports of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Status {

@@ -8,9 +8,16 @@ async fn help_and_version_answer() {
     assert_eq!((code, out.trim()), (0, concat!("heartbeat ", env!("CARGO_PKG_VERSION"))));
     let (code, out, _) = run(&["--help"], &[]).await;
     assert_eq!(code, 0);
-    for role in
-        ["standalone", "payments", "relay", "monitor", "dead-letters", "migrate", "healthcheck"]
-    {
+    for role in [
+        "standalone",
+        "payments",
+        "relay",
+        "monitor",
+        "explain",
+        "dead-letters",
+        "migrate",
+        "healthcheck",
+    ] {
         assert!(out.contains(&format!("\n  {role} ")), "{role} in:\n{out}");
         let (code, help, _) = run(&[role, "--help"], &[]).await;
         assert_eq!(code, 0, "{role}");
@@ -40,6 +47,23 @@ async fn each_fails_plainly(cases: &[Case<'_>]) {
             assert!(!err.contains(unwanted), "{arguments:?}: {err}");
         }
     }
+}
+
+#[tokio::test]
+async fn secrets_that_cannot_be_used_are_not_repeated() {
+    let url = "mysql://u:topsecret@h";
+    each_fails_plainly(&[
+        (&["monitor"], &[("DATABASE_URL", url)], "'--database-url <URL>' cannot be used: names no"),
+        (&["migrate", "monitor", "--database-url", url], &[], "names no database"),
+        (
+            &["monitor"],
+            &[("AUDIT_DATABASE_URL", "mysql://u:p@h/d, mysql://u:pass,topsecret@h/d")],
+            "'--audit-database-url <URL>' cannot be used",
+        ),
+        (&["relay", "--redis-url", "http://:topsecret@h"], &[], "not the address of a Redis"),
+        (&["monitor", "--admin-token", "topsecret"], &[], "at least 16 printable characters"),
+    ])
+    .await;
 }
 
 const ANY_PORT: (&str, &str) = ("LISTEN", "127.0.0.1:0");

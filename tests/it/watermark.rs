@@ -1,11 +1,18 @@
 //! How far delivery has come, as the streams tell it: the watermark, the suspects, and whether this
 //! is still the Redis that we know.
 
-use heartbeat::stream::{Source, StreamError, Survey};
-use heartbeat::wire::SuspectReport;
+use std::sync::{Arc, Mutex};
+
+use axum::http::StatusCode;
+use axum::routing::post;
+use axum::{Json, Router};
+use heartbeat::stream::{Source, StreamError, StreamId, Survey};
+use heartbeat::wire::{PipelineReport, SuspectReport};
 use redis::{AsyncCommands, cmd};
+use serde_json::json;
 use uuid::Uuid;
 
+use crate::relay::serve;
 use crate::support::{Ground, Process, START, at, eventually, heartbeat, window};
 
 /// Whether a survey's watermark is its own time: nothing is in its way.
@@ -171,6 +178,39 @@ async fn dead_letters_are_told_once() {
         [3, 4]
     );
     assert_eq!(letters.untold("other", 10).await.unwrap().len(), 5);
+}
+
+/// Whoever knows the watermark, and not the letters that it is past, takes their messages for lost.
+#[tokio::test]
+async fn the_watermark_is_not_told_before_the_dead_letters_that_it_is_past() {
+    let ground = Ground::new().await;
+    let reports: Arc<Mutex<Vec<PipelineReport>>> = Arc::default();
+    let told = Arc::clone(&reports);
+    let take = move |Json(report): Json<PipelineReport>| async move {
+        told.lock().unwrap().push(report);
+        (StatusCode::ACCEPTED, Json(json!({"ok": true})))
+    };
+    let (url, _stop) = serve(Router::new().route("/api/monitor/pipeline", post(take))).await;
+    let _relay = Process::relay(&ground, &url, &[]).await;
+    let reports = || reports.lock().unwrap().clone();
+    eventually("it reports", async || reports().into_iter().next()).await;
+
+    let mut letters = redis::pipe();
+    for number in 0..2_500 {
+        let id = format!("{number}-1");
+        letters.xadd(ground.stream.dead(), "*", &[("stream", "reports"), ("id", id.as_str())]);
+    }
+    let ids: Vec<String> = letters.query_async(&mut ground.redis().await).await.unwrap();
+    let last: StreamId = ids.last().unwrap().parse().unwrap();
+    let reports = eventually("the watermark is past them", async || {
+        let reports = reports();
+        let is_past = |report: &PipelineReport| report.watermark > last.written_at();
+        let past = reports.iter().position(is_past)?;
+        Some(reports[..=past].to_vec())
+    })
+    .await;
+    let told: usize = reports.iter().map(|report| report.dead_letters.len()).sum();
+    assert_eq!(told, ids.len());
 }
 
 /// Pending entries that somebody deletes are lost, but for the audit of their senders.

@@ -1,16 +1,18 @@
 //! The JSON that the API shows, apart from what is stored.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use serde::Serialize;
 use serde::ser::Serializer;
 use uuid::Uuid;
 
+use crate::monitor::explain::{Explained, ExplainedSlot};
 use crate::monitor::ingest::Outcome;
 use crate::monitor::repository::{Position, SlotEvent, StatusChange};
 use crate::monitor::sweep::Swept;
 use crate::monitor::window::StoredWindow;
+use crate::verdict::{AuditRow, Verdict};
 use crate::wire::{Heartbeat, Slot, Tick, Timestamp, Window};
 
 /// A window, with the columns' names and the status in lower case.
@@ -39,14 +41,14 @@ pub(super) struct WindowView {
     closed_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     history: Option<Vec<ChangeView>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    slots: Option<Vec<SlotView>>,
+    #[serde(flatten)]
+    explained: Option<ExplainedView>,
 }
 
 impl WindowView {
-    pub(super) fn with_details(self, slots: Vec<SlotView>, history: &[StatusChange]) -> Self {
+    pub(super) fn with_details(self, history: &[StatusChange], explained: Explained) -> Self {
         let history = history.iter().map(ChangeView::from).collect();
-        Self { slots: Some(slots), history: Some(history), ..self }
+        Self { history: Some(history), explained: Some(explained.into()), ..self }
     }
 }
 
@@ -73,7 +75,7 @@ impl From<StoredWindow> for WindowView {
             updated_at: stored.updated_at,
             closed_at: stored.closed_at,
             history: None,
-            slots: None,
+            explained: None,
             stored,
         }
     }
@@ -110,7 +112,8 @@ pub(super) struct WindowPage {
 }
 
 impl WindowPage {
-    /// A page of at most `limit` windows, out of a list that holds one more if there is a next page.
+    /// A page of at most `limit` windows, out of a list that holds one more if there is a next
+    /// page.
     pub(super) fn new(mut windows: Vec<StoredWindow>, limit: u32) -> Self {
         let is_last = windows.len() <= limit as usize;
         windows.truncate(limit as usize);
@@ -140,15 +143,56 @@ impl FromStr for Position {
     }
 }
 
-/// What the monitor knows of one slot.
+/// What both ledgers say of a window.
 #[derive(Debug, Serialize)]
-pub(super) struct SlotView {
+struct ExplainedView {
+    /// `known`, or why the audit had no say: `unknown_window`, `unreachable` or `not_configured`.
+    audit: &'static str,
+    /// How many slots have each verdict, where any has.
+    verdicts: BTreeMap<Verdict, u32>,
+    slots: Vec<SlotView>,
+}
+
+impl From<Explained> for ExplainedView {
+    fn from(explained: Explained) -> Self {
+        let mut verdicts = BTreeMap::new();
+        for slot in &explained.slots {
+            *verdicts.entry(slot.verdict).or_default() += 1;
+        }
+        let slots = explained.slots.into_iter().map(SlotView::from).collect();
+        Self { audit: explained.audit, verdicts, slots }
+    }
+}
+
+/// What is known of one slot.
+#[derive(Debug, Serialize)]
+struct SlotView {
     slot: u32,
     due: Timestamp,
     /// `ok`, `error`, `missing`, or `awaited` where nothing has come and nothing was decided.
     status: String,
     #[serde(flatten)]
     event: Option<EventView>,
+    verdict: Verdict,
+    /// A sentence; none where nothing is unusual.
+    explanation: Option<String>,
+    /// The sender's row; none where it has none, or cannot be asked.
+    audit: Option<AuditRow>,
+}
+
+impl From<ExplainedSlot> for SlotView {
+    fn from(slot: ExplainedSlot) -> Self {
+        let event = slot.event.as_ref();
+        Self {
+            slot: slot.number,
+            due: slot.due,
+            status: event.map_or("awaited".to_owned(), |event| event.status.to_ascii_lowercase()),
+            event: event.map(EventView::from),
+            verdict: slot.verdict,
+            explanation: slot.explanation,
+            audit: slot.audit,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -161,21 +205,6 @@ struct EventView {
     recorded_at: Timestamp,
     deliveries: i32,
     conflicts: i32,
-}
-
-impl SlotView {
-    pub(super) fn all(window: &Window, events: &HashMap<u32, SlotEvent>) -> Vec<Self> {
-        (0..window.slots()).map(|slot| Self::new(window, slot, events.get(&slot))).collect()
-    }
-
-    fn new(window: &Window, slot: u32, event: Option<&SlotEvent>) -> Self {
-        Self {
-            slot,
-            due: window.due(slot),
-            status: event.map_or("awaited".to_owned(), |event| event.status.to_ascii_lowercase()),
-            event: event.map(EventView::from),
-        }
-    }
 }
 
 impl From<&SlotEvent> for EventView {

@@ -12,10 +12,7 @@ use super::resending::mark;
 use super::{at, bad};
 use crate::db;
 use crate::stream::{StreamId, Written};
-use crate::wire::{Status, Timestamp, Window};
-
-/// How the audit writes a slot that was omitted on purpose.
-const OMITTED: &str = "no_reported";
+use crate::wire::{OMITTED, Status, Timestamp, Window};
 
 /// Ticks that one statement marks as sent.
 const MARKS_PER_STATEMENT: usize = 128;

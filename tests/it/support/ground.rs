@@ -7,6 +7,7 @@ use heartbeat::config::{DatabaseUrl, RedisUrl};
 use heartbeat::db;
 use heartbeat::http::Readiness;
 use heartbeat::monitor::Monitor;
+use heartbeat::monitor::audits::Audits;
 use heartbeat::payments::Payments;
 use heartbeat::stream::{
     DeadLetters, Group, Link, Observation, Producer, StreamError, StreamId, StreamName,
@@ -59,8 +60,10 @@ impl Ground {
         let url: DatabaseUrl = self.monitor_url.parse().unwrap();
         let pool = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
         db::migrate(&pool, &db::MONITOR_SCHEMA, "monitor database").await.unwrap();
+        let audit: DatabaseUrl = self.payments_url.parse().unwrap();
         Monitor {
             pool,
+            audits: Audits::new(&[audit]),
             default_tick: Tick::DEFAULT,
             grace: Duration::from_secs(2),
             replay_grace: Duration::from_secs(30),

@@ -1,0 +1,173 @@
+//! Asks a monitor for windows and their verdicts.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::config::MonitorUrl;
+use crate::http;
+use crate::terminal::plain;
+use crate::verdict::Verdict;
+use crate::wire::{ServiceName, Timestamp};
+
+/// How long the monitor may take to answer: a little longer than it allows itself.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Windows of one page.
+const PAGE: &str = "100";
+/// Longest part of an answer that is shown, in characters.
+const SHOWN_CHARS: usize = 300;
+
+/// A window as it was answered, and what of it matters here.
+#[derive(Clone, Debug)]
+pub struct Explained {
+    /// The answer.
+    pub json: Value,
+    /// What it says.
+    pub facts: Window,
+}
+
+/// A window with its slots.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Window {
+    /// Its identity.
+    pub window_uuid: Uuid,
+    /// The service that promises.
+    pub service: String,
+    /// `open`, `closed` or `alert`.
+    pub status: String,
+    /// Start.
+    pub window_from: Timestamp,
+    /// End.
+    pub window_to: Timestamp,
+    /// Heartbeats that it promises.
+    pub expected_reports: u32,
+    /// Those of them that arrived.
+    pub received_reports: u32,
+    /// `known` if the audit had a say.
+    pub audit: String,
+    /// Each of its slots.
+    pub slots: Vec<Slot>,
+}
+
+/// A slot with its verdict.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Slot {
+    /// Its number.
+    pub slot: u32,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// The sentence; none where nothing is unusual.
+    pub explanation: Option<String>,
+    /// The sender's row, if there is one.
+    pub audit: Option<AuditFacts>,
+}
+
+/// What matters here of a row of the audit.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct AuditFacts {
+    /// Whether the sender says that it was sent.
+    pub sent_to_queue: bool,
+}
+
+/// A page of windows, and where the next begins.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Page {
+    windows: Vec<Listed>,
+    /// None on the last page.
+    pub next: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Listed {
+    window_uuid: Uuid,
+}
+
+impl Page {
+    /// The windows of the page, the latest first.
+    #[must_use]
+    pub fn uuids(&self) -> Vec<Uuid> {
+        self.windows.iter().map(|window| window.window_uuid).collect()
+    }
+}
+
+/// A monitor that is asked.
+#[derive(Debug)]
+pub struct Monitor {
+    url: MonitorUrl,
+    client: reqwest::Client,
+}
+
+impl Monitor {
+    /// A monitor at this address.
+    ///
+    /// # Errors
+    /// When the system offers no certificates to trust.
+    pub fn new(url: MonitorUrl) -> anyhow::Result<Self> {
+        Ok(Self { url, client: http::client(TIMEOUT).context("preparing HTTP")? })
+    }
+
+    /// A page of the windows that began at an instant or later.
+    ///
+    /// # Errors
+    /// A sentence for a person.
+    pub async fn page(
+        &self,
+        service: Option<&ServiceName>,
+        from: Timestamp,
+        cursor: Option<&str>,
+    ) -> anyhow::Result<Page> {
+        let from = from.to_string();
+        let service = service.map(|service| ("service", service.as_str()));
+        let cursor = cursor.map(|cursor| ("cursor", cursor));
+        let query = [("from", from.as_str()), ("limit", PAGE)];
+        let query: Vec<_> = query.into_iter().chain(service).chain(cursor).collect();
+        self.read(&self.get("windows", &query).await?)
+    }
+
+    /// A window with its slots.
+    ///
+    /// # Errors
+    /// A sentence for a person.
+    pub async fn window(&self, uuid: Uuid) -> anyhow::Result<Explained> {
+        let json = self.get(&format!("windows/{uuid}"), &[]).await?;
+        Ok(Explained { facts: self.read(&json)?, json })
+    }
+
+    async fn get(&self, resource: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
+        let mut url = self.url.join(resource);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let unreachable = |error: reqwest::Error| {
+            let why = if error.is_timeout() {
+                format!("does not answer within {} s", TIMEOUT.as_secs())
+            } else {
+                format!("cannot be reached: {}", http::innermost(&error))
+            };
+            anyhow!("the monitor at {} {why}; start it, or set --monitor-url", self.url)
+        };
+        let answer = self.client.get(url).send().await.map_err(unreachable)?;
+        let status = answer.status();
+        let body = answer.bytes().await.map_err(unreachable)?;
+        let json: Option<Value> = serde_json::from_slice(&body).ok();
+        match json {
+            Some(json) if status.is_success() => Ok(json),
+            json => {
+                let error = json.as_ref().and_then(|json| json["error"].as_str());
+                let text = String::from_utf8_lossy(&body);
+                let said: String = error.unwrap_or(&text).chars().take(SHOWN_CHARS).collect();
+                bail!("the monitor at {} answered {status}: {}", self.url, plain(&said))
+            }
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, json: &Value) -> anyhow::Result<T> {
+        T::deserialize(json).map_err(|error| {
+            anyhow!("what answers at {} is no monitor of this version: {error}", self.url)
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! What the senders wrote: the audits that the monitor was told of, asked slot by slot.
+//!
+//! An audit that cannot be read keeps the monitor from nothing but verdicts, so that it is neither
+//! waited for nor a reason not to be ready.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+
+use super::repository::{self, NumberedRow};
+use crate::config::DatabaseUrl;
+use crate::db::{self, Reader};
+use crate::verdict::{Audit, AuditRow};
+use crate::wire::{Slot, Window};
+
+/// How long one audit may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The payments databases that the monitor reads.
+#[derive(Clone, Debug, Default)]
+pub struct Audits(Arc<[Database]>);
+
+#[derive(Debug)]
+struct Database {
+    url: DatabaseUrl,
+    reader: Reader,
+    /// Whether the last question was left without an answer.
+    is_away: AtomicBool,
+}
+
+/// What the audits say of one window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// There is none to ask.
+    Unasked,
+    /// One that may know the window cannot be read.
+    Unreachable,
+    /// None knows the window.
+    UnknownWindow,
+    /// One knows it, with these rows by slot.
+    Known(HashMap<u32, AuditRow>),
+}
+
+impl Audits {
+    /// The audits at these addresses. Nobody connects before the first question.
+    #[must_use]
+    pub fn new(urls: &[DatabaseUrl]) -> Self {
+        let database = |url: &DatabaseUrl| Database {
+            url: url.clone(),
+            reader: Reader::new(url, PATIENCE),
+            is_away: AtomicBool::new(false),
+        };
+        Self(urls.iter().map(database).collect())
+    }
+
+    /// What they say of a window: that which knows it, if any does.
+    pub(super) async fn look_up(&self, window: &Window) -> Found {
+        if self.0.is_empty() {
+            return Found::Unasked;
+        }
+        let mut answers: FuturesUnordered<_> =
+            self.0.iter().map(|database| database.rows(window)).collect();
+        let mut is_any_away = false;
+        // Nobody waits for one that is away once another knows the window.
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(Some(rows)) => return Found::Known(by_slot(window, rows)),
+                Ok(None) => (),
+                Err(_) => is_any_away = true,
+            }
+        }
+        if is_any_away { Found::Unreachable } else { Found::UnknownWindow }
+    }
+
+    /// Says farewell to all of them.
+    pub(super) async fn close(&self) {
+        join_all(self.0.iter().map(|database| database.reader.close())).await;
+    }
+}
+
+impl Database {
+    async fn rows(&self, window: &Window) -> Result<Option<Vec<NumberedRow>>, db::Error> {
+        let uuid = window.uuid;
+        let read = self
+            .reader
+            .read(move |connection| Box::pin(repository::audit_of_window(connection, uuid)))
+            .await;
+        // Said once when it goes, however many windows are asked for, and once when it is back.
+        let was_away = self.is_away.swap(read.is_err(), Ordering::Relaxed);
+        match &read {
+            Err(error) if !was_away => {
+                tracing::warn!(
+                    audit = %self.url, %error,
+                    "the audit cannot be read: what is missing stays unexplained meanwhile"
+                );
+            }
+            Ok(_) if was_away => tracing::info!(audit = %self.url, "the audit can be read again"),
+            _ => (),
+        }
+        read
+    }
+}
+
+impl Found {
+    /// What they say of one slot.
+    pub(super) fn slot(&self, slot: u32) -> Audit<'_> {
+        match self {
+            Self::Unasked => Audit::Unasked,
+            Self::Unreachable => Audit::Unreachable,
+            Self::UnknownWindow => Audit::UnknownWindow,
+            Self::Known(rows) => Audit::Known(rows.get(&slot)),
+        }
+    }
+
+    /// The same of the whole window, as the API names it.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Unasked => "not_configured",
+            Self::Unreachable => "unreachable",
+            Self::UnknownWindow => "unknown_window",
+            Self::Known(_) => "known",
+        }
+    }
+}
+
+/// Rows by the slot that they name or, in those of older senders, fall into. Of several for one
+/// slot the one counts by which most was done: one heartbeat is enough.
+fn by_slot(window: &Window, rows: Vec<NumberedRow>) -> HashMap<u32, AuditRow> {
+    let done = |row: &AuditRow| (!row.is_omitted(), row.stream_id, row.sent_to_queue);
+    let mut found: HashMap<u32, AuditRow> = HashMap::with_capacity(rows.len());
+    for NumberedRow { slot, row } in rows {
+        let place = slot.map_or_else(
+            || window.slot_at(row.timestamp),
+            |slot| window.slot_numbered(i64::from(slot)),
+        );
+        let Slot::Scheduled(slot) = place else { continue };
+        if found.get(&slot).is_none_or(|known| done(known) < done(&row)) {
+            found.insert(slot, row);
+        }
+    }
+    found
+}
