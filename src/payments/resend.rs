@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Payments;
@@ -28,6 +29,8 @@ const STORE_EVERY: Duration = Duration::from_secs(5);
 const LOOKS_PER_SEARCH: u32 = 5;
 /// Messages that one step sends again.
 const SENDS_PER_STEP: u32 = 256;
+/// Steps of one look that are for good measure.
+const STEPS_PER_LOOK: u32 = 2;
 
 /// The Redis that a service has seen to, by that Redis' clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,20 +69,43 @@ impl Known {
 /// Never; failures are logged, shown by `/ready`, and tried again.
 pub async fn run(payments: Payments, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut watch = Watch::default();
-    let mut pause = Duration::ZERO;
-    while shutdown::sleep(pause, &shutdown).await {
-        let outcome = tokio::select! {
-            outcome = watch.look(&payments) => outcome,
-            () = shutdown.cancelled() => return Ok(()),
-        };
-        let shown = outcome.as_ref().map_err(PublishError::advice);
-        payments.readiness.note("watching redis", &shown);
-        if let Err(error) = outcome {
-            tracing::warn!(%error, "watching Redis failed; it will be tried again");
+    let present = be_present(&payments, watch.seen_to.subscribe(), &shutdown);
+    let watching = async {
+        while shutdown::sleep(INTERVAL, &shutdown).await {
+            let outcome = tokio::select! {
+                outcome = watch.look(&payments) => outcome,
+                () = shutdown.cancelled() => return,
+            };
+            let shown = outcome.as_ref().map_err(PublishError::advice);
+            payments.readiness.note("watching redis", &shown);
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "watching Redis failed; it will be tried again");
+            }
         }
-        pause = INTERVAL;
-    }
+    };
+    tokio::join!(present, watching);
     Ok(())
+}
+
+/// Tells Redis once a second that this process is here, and which Redis it has seen to: also while
+/// the database does not answer, for until everything is sent again the monitor has to wait.
+async fn be_present(
+    payments: &Payments,
+    seen_to: watch::Receiver<String>,
+    shutdown: &CancellationToken,
+) {
+    while shutdown::sleep(INTERVAL, shutdown).await {
+        let seen_to = seen_to.borrow().clone();
+        if let Err(error) = observe(payments, &seen_to).await {
+            tracing::debug!(%error, "Redis cannot be told that this service is here");
+        }
+    }
+}
+
+/// Looks at Redis, and says which one this service has seen to.
+async fn observe(payments: &Payments, seen_to: &str) -> Result<Observation, StreamError> {
+    let process = payments.owner.to_string();
+    payments.producer.observe((payments.service.as_str(), &process), seen_to).await
 }
 
 /// What a service knows of its Redis.
@@ -89,7 +115,9 @@ pub struct Watch {
     /// As it is stored.
     stored: Option<Known>,
     /// The Redis to which everything is sent again that had not been delivered.
-    caught_up_with: String,
+    seen_to: watch::Sender<String>,
+    /// Since when everything is sent again that had been delivered, for good measure.
+    rest_since: Option<Timestamp>,
     looks: u32,
 }
 
@@ -100,33 +128,27 @@ impl Watch {
     /// When Redis or the database does not do its part; look again. What is sent already is marked,
     /// so that nothing is sent twice for that.
     pub async fn look(&mut self, payments: &Payments) -> Result<(), PublishError> {
-        let seen = self.observe(payments).await?;
+        let seen_to = self.seen_to.borrow().clone();
+        let seen = observe(payments, &seen_to).await?;
         let known = match &self.known {
             Some(known) => known.clone(),
             None => self.recall(payments, &seen).await?,
         };
         self.known = Some(known.clone());
         if known.identity == seen.identity {
+            self.seen_to.send_replace(seen.identity.clone());
             let delivered_until = known.delivered_until.max(seen.watermark);
             self.known = Some(Known { seen_at: seen.now, delivered_until, ..known });
+            self.send_rest(payments, &seen).await?;
             self.search_for_stragglers(payments, &seen).await?;
         } else if self.catch_up(payments, &known, &seen).await? {
+            self.rest_since = Some(known.resend_since());
             self.known = Some(Known::new(&seen));
+            self.seen_to.send_replace(seen.identity.clone());
         } else {
             return Ok(());
         }
         self.store(payments).await
-    }
-
-    /// Looks at Redis, and says which one this service has seen to.
-    async fn observe(&self, payments: &Payments) -> Result<Observation, StreamError> {
-        let seen_to = match &self.known {
-            _ if !self.caught_up_with.is_empty() => self.caught_up_with.as_str(),
-            Some(known) => known.identity.as_str(),
-            None => "",
-        };
-        let process = payments.owner.to_string();
-        payments.producer.observe((payments.service.as_str(), &process), seen_to).await
     }
 
     /// What an earlier run of the service has stored; else what it sees now.
@@ -139,30 +161,38 @@ impl Watch {
         Ok(self.stored.clone().unwrap_or_else(|| Known::new(seen)))
     }
 
-    /// Sends again everything that a Redis which is not the known one may lack: first what was not
-    /// delivered, for until then the service's windows are held. Answers false if Redis turned out
-    /// to be yet another meanwhile.
+    /// Sends again what was not delivered to the monitor and may be lost with the known Redis.
+    /// Answers false if Redis turned out to be yet another meanwhile.
     async fn catch_up(
-        &mut self,
+        &self,
         payments: &Payments,
         known: &Known,
         seen: &Observation,
     ) -> Result<bool, PublishError> {
-        let (since, undelivered_since) = (known.resend_since(), known.undelivered_since());
-        tracing::warn!(
-            %since,
-            %undelivered_since,
-            "Redis was emptied, replaced or restarted: sending again what it may lack"
-        );
-        self.announce_again(payments, &seen.identity, since).await?;
-        for since in [undelivered_since, since] {
-            if !self.send_again(payments, (&seen.identity, true), since).await? {
-                return Ok(false);
-            }
-            self.caught_up_with.clone_from(&seen.identity);
+        let since = known.undelivered_since();
+        tracing::warn!(%since, "Redis was emptied, replaced or restarted: sending again");
+        self.announce_again(payments, &seen.identity, known.resend_since()).await?;
+        let which = (seen.identity.as_str(), true);
+        let is_done = self.send_again(payments, which, since, u32::MAX).await?;
+        if is_done {
+            tracing::info!("everything that was not delivered is sent again");
         }
-        tracing::info!("everything is sent again");
-        Ok(true)
+        Ok(is_done)
+    }
+
+    /// Sends again some of what had been delivered when Redis was lost. Slowly, because it is for
+    /// good measure only, and must not keep new heartbeats waiting.
+    async fn send_rest(
+        &mut self,
+        payments: &Payments,
+        seen: &Observation,
+    ) -> Result<(), PublishError> {
+        let Some(since) = self.rest_since else { return Ok(()) };
+        let which = (seen.identity.as_str(), true);
+        if self.send_again(payments, which, since, STEPS_PER_LOOK).await? {
+            self.rest_since = None;
+        }
+        Ok(())
     }
 
     async fn announce_again(
@@ -181,26 +211,29 @@ impl Watch {
         }
     }
 
-    /// Sends again what was published since an instant, and not to this Redis. Answers false if it
-    /// turned out to be yet another meanwhile.
+    /// Sends again what was published since an instant, and not to this Redis, in so many steps at
+    /// the most. Answers whether that was all; it was not if Redis turned out to be yet another.
     async fn send_again(
         &self,
         payments: &Payments,
         (identity, and_unknown): (&str, bool),
         since: Timestamp,
+        steps: u32,
     ) -> Result<bool, PublishError> {
         let mut place = (since, 0);
-        loop {
+        for _ in 0..steps {
             let which = (identity, and_unknown);
             let page = repository::published_elsewhere(payments, which, place, SENDS_PER_STEP);
             let (ticks, last) = db::patiently(page).await?;
             let Some(last) = last else { return Ok(true) };
             publish::send(payments, &ticks).await?;
             place = last;
-            if self.observe(payments).await?.identity != identity {
+            let seen_to = self.seen_to.borrow().clone();
+            if observe(payments, &seen_to).await?.identity != identity {
                 return Ok(false);
             }
         }
+        Ok(false)
     }
 
     /// Looks for what was written to another Redis and marked only after everything was sent again,
@@ -214,7 +247,7 @@ impl Watch {
         if self.looks == 0 {
             let since = seen.now.minus(AT_LEAST);
             self.announce_again(payments, &seen.identity, since).await?;
-            self.send_again(payments, (&seen.identity, false), since).await?;
+            self.send_again(payments, (&seen.identity, false), since, STEPS_PER_LOOK).await?;
         }
         Ok(())
     }

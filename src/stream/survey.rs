@@ -33,7 +33,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 /// Surveys the group, forgets suspects that are no longer pending, and publishes the instant before
 /// which everything is settled, suspects as well: a sender keeps what is not, and sends it again if
 /// it may be lost. The watermark passes no more suspects than are answered. A
-/// sender that was here within 10 s and has not seen to this Redis is sending again; one that was
+/// sender that was here within 30 s and has not seen to this Redis is sending again; one that was
 /// not here for an hour is forgotten.
 const SURVEY: &str = r"
 local streams, group = {KEYS[2], KEYS[3]}, ARGV[2]
@@ -93,7 +93,7 @@ for i = 1, #senders, 2 do
   local age = math.abs(now - tonumber(at))
   if age > 3600000 then
     redis.call('HDEL', KEYS[7], senders[i])
-  elseif age < 10000 and seen_to ~= identity and not is_resending[service] then
+  elseif age < 30000 and seen_to ~= identity and not is_resending[service] then
     is_resending[service] = true
     resending[#resending + 1] = service
   end
