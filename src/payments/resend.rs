@@ -91,7 +91,7 @@ pub async fn run(payments: Payments, shutdown: CancellationToken) -> anyhow::Res
 /// the database does not answer, for until everything is sent again the monitor has to wait.
 async fn be_present(
     payments: &Payments,
-    seen_to: watch::Receiver<String>,
+    seen_to: watch::Receiver<SeenTo>,
     shutdown: &CancellationToken,
 ) {
     while shutdown::sleep(INTERVAL, shutdown).await {
@@ -103,9 +103,24 @@ async fn be_present(
 }
 
 /// Looks at Redis, and says which one this service has seen to.
-async fn observe(payments: &Payments, seen_to: &str) -> Result<Observation, StreamError> {
+async fn observe(payments: &Payments, seen_to: &SeenTo) -> Result<Observation, StreamError> {
     let process = payments.owner.to_string();
+    let seen_to = (seen_to.identity.as_str(), seen_to.done_at);
     payments.producer.observe((payments.service.as_str(), &process), seen_to).await
+}
+
+/// The Redis to which everything is sent again that had not been delivered.
+#[derive(Clone, Debug)]
+struct SeenTo {
+    identity: String,
+    /// When the last of it was sent, by Redis' clock; long ago if nothing had to be.
+    done_at: Timestamp,
+}
+
+impl Default for SeenTo {
+    fn default() -> Self {
+        Self { identity: String::new(), done_at: Timestamp::from_micros(0) }
+    }
 }
 
 /// What a service knows of its Redis.
@@ -114,8 +129,7 @@ pub struct Watch {
     known: Option<Known>,
     /// As it is stored.
     stored: Option<Known>,
-    /// The Redis to which everything is sent again that had not been delivered.
-    seen_to: watch::Sender<String>,
+    seen_to: watch::Sender<SeenTo>,
     /// Since when everything is sent again that had been delivered, for good measure.
     rest_since: Option<Timestamp>,
     looks: u32,
@@ -136,15 +150,19 @@ impl Watch {
         };
         self.known = Some(known.clone());
         if known.identity == seen.identity {
-            self.seen_to.send_replace(seen.identity.clone());
+            if seen_to.identity != seen.identity {
+                let identity = seen.identity.clone();
+                self.seen_to.send_replace(SeenTo { identity, ..SeenTo::default() });
+            }
             let delivered_until = known.delivered_until.max(seen.watermark);
             self.known = Some(Known { seen_at: seen.now, delivered_until, ..known });
             self.send_rest(payments, &seen).await?;
             self.search_for_stragglers(payments, &seen).await?;
         } else if self.catch_up(payments, &known, &seen).await? {
+            let done_at = observe(payments, &seen_to).await?.now;
             self.rest_since = Some(known.resend_since());
             self.known = Some(Known::new(&seen));
-            self.seen_to.send_replace(seen.identity.clone());
+            self.seen_to.send_replace(SeenTo { identity: seen.identity, done_at });
         } else {
             return Ok(());
         }

@@ -33,8 +33,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 /// Surveys the group, forgets suspects that are no longer pending, and publishes the instant before
 /// which everything is settled, suspects as well: a sender keeps what is not, and sends it again if
 /// it may be lost. The watermark passes no more suspects than are answered. A
-/// sender that was here within 30 s and has not seen to this Redis is sending again; one that was
-/// not here for an hour is forgotten.
+/// sender that was here within 30 s and has not seen to this Redis is sending again, and so is one whose
+/// last entry of these is not delivered yet: it is younger than the windows that it belongs to. One
+/// that was not here for an hour is forgotten.
 const SURVEY: &str = r"
 local streams, group = {KEYS[2], KEYS[3]}, ARGV[2]
 local is_suspect, suspects = {}, {}
@@ -89,11 +90,12 @@ local is_resending, resending = {}, {}
 local senders = redis.call('HGETALL', KEYS[7])
 for i = 1, #senders, 2 do
   local service = string.match(senders[i], '^(.*)/')
-  local seen_to, at = string.match(senders[i + 1], '^(%S*) (%d+)$')
+  local seen_to, at, done_at = string.match(senders[i + 1], '^(%S*) (%d+) (%d+)$')
   local age = math.abs(now - tonumber(at))
   if age > 3600000 then
     redis.call('HDEL', KEYS[7], senders[i])
-  elseif age < 30000 and seen_to ~= identity and not is_resending[service] then
+  elseif age < 30000 and (seen_to ~= identity or tonumber(done_at) > watermark)
+    and not is_resending[service] then
     is_resending[service] = true
     resending[#resending + 1] = service
   end
@@ -104,7 +106,7 @@ return {identity, now, watermark, states, suspects, redis.call('XLEN', KEYS[6]),
 /// Notes that a sender is here, and which Redis it has seen to. Answers the smallest watermark that
 /// any group has published, or -1.
 const OBSERVE: &str = r"
-redis.call('HSET', KEYS[3], ARGV[2], ARGV[3] .. ' ' .. string.format('%.0f', now))
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[3] .. ' ' .. string.format('%.0f', now) .. ' ' .. ARGV[4])
 local watermark = -1
 for _, published in ipairs(redis.call('HVALS', KEYS[2])) do
   local millis = tonumber(published)
@@ -253,19 +255,22 @@ impl Group {
 
 impl Producer {
     /// Asks which Redis this is, and how far delivery has come. Tells it that a process of a service
-    /// is here, and which Redis that has seen to: it has sent everything again that one may lack.
+    /// is here, and which Redis that has seen to: it has sent again what that may lack, by an instant
+    /// of its clock.
     ///
     /// # Errors
     /// When Redis does not answer or refuses.
     pub async fn observe(
         &self,
         (service, process): (&str, &str),
-        seen_to: &str,
+        (seen_to, done_at): (&str, Timestamp),
     ) -> Result<Observation, StreamError> {
         let mut command = cmd("EVAL");
         command.arg(format!("{IDENTIFY}{OBSERVE}")).arg(3);
         command.arg(&[self.stream.epoch(), self.stream.watermarks(), self.stream.senders()]);
         command.arg(new_epoch()).arg(format!("{service}/{process}")).arg(seen_to);
+        // Up, so that the instant is not before the entries of its own millisecond.
+        command.arg(done_at.micros().max(0) / 1_000 + i64::from(done_at.micros() > 0));
         let (identity, now, watermark): (String, u64, i64) = self.link.query(&command).await?;
         let watermark = u64::try_from(watermark).ok().map(Timestamp::from_millis);
         Ok(Observation { identity, now: Timestamp::from_millis(now), watermark })

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use heartbeat::stream::{Source, StreamError, StreamId, Survey};
-use heartbeat::wire::{PipelineReport, SuspectReport};
+use heartbeat::wire::{PipelineReport, SuspectReport, Timestamp};
 use redis::{AsyncCommands, cmd};
 use serde_json::json;
 use uuid::Uuid;
@@ -119,6 +119,7 @@ async fn services_that_send_again_are_named_while_they_do() {
     let identity = group.survey().await.unwrap().identity;
     let resending = async || group.survey().await.unwrap().resending;
     let observe = async |service: &str, process: &str, seen_to: &str| {
+        let seen_to = (seen_to, Timestamp::from_micros(0));
         producer.observe((service, process), seen_to).await.unwrap();
     };
     observe("eu/payments-a", "one", &identity).await;
@@ -130,10 +131,19 @@ async fn services_that_send_again_are_named_while_they_do() {
     assert_eq!(both, ["eu/payments-a", "payments-b"]);
     observe("eu/payments-a", "two", &identity).await;
     assert_eq!(resending().await, ["payments-b"]);
+    // What it has sent again must have been delivered too.
+    let id = ground.send("{}").await;
+    let done = (identity.as_str(), id.written_at());
+    producer.observe(("payments-b", "one"), done).await.unwrap();
+    assert_eq!(resending().await, ["payments-b"]);
+    group.read_new(1).await.unwrap();
+    group.acknowledge(Source::Heartbeats, &[id]).await.unwrap();
+    eventually("it is delivered", async || resending().await.is_empty().then_some(())).await;
+    observe("payments-b", "one", "").await;
     // One that was here long ago is not.
     let mut redis = ground.redis().await;
     let key = format!("{{{}}}:senders", ground.stream);
-    let long_ago = [("payments-b/one", " 1700000000000")];
+    let long_ago = [("payments-b/one", " 1700000000000 0")];
     redis.hset_multiple::<_, _, _, ()>(&key, &long_ago).await.unwrap();
     assert!(resending().await.is_empty());
     assert!(!redis.hexists::<_, _, bool>(&key, "payments-b/one").await.unwrap(), "forgotten");

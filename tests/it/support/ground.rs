@@ -12,7 +12,7 @@ use heartbeat::payments::Payments;
 use heartbeat::stream::{
     DeadLetters, Group, Link, Observation, Producer, StreamError, StreamId, StreamName,
 };
-use heartbeat::wire::Tick;
+use heartbeat::wire::{Tick, Timestamp};
 use redis::AsyncCommands;
 use sqlx::mysql::MySqlPoolOptions;
 use sqlx::{AssertSqlSafe, MySqlPool};
@@ -114,7 +114,7 @@ impl Ground {
 
     /// What a sender sees of Redis that has seen to nothing.
     pub async fn observe(&self) -> Result<Observation, StreamError> {
-        self.producer().observe(("payments-z", "test"), "").await
+        self.producer().observe(("payments-z", "test"), ("", Timestamp::from_micros(0))).await
     }
 
     /// The dead letters of this ground's stream.
