@@ -2,7 +2,7 @@
 //! windows whose time is over, and serves what it knows.
 //!
 //! Data flows one way: [`api`] reads a request, [`ingest`], [`pipeline`] or [`sweep`] decides,
-//! `repository` stores. [`window`], [`watermark`] and [`tide`] hold the rules, which know neither
+//! `repository` stores. [`window`], [`watermark`] and [`closing`] hold the rules, which know neither
 //! database nor clock. [`audits`] reads what the senders wrote, and `explain` puts both ledgers
 //! together. Any number of monitors may share one database: the primary key of an event decides
 //! between a heartbeat and the verdict that it is missing, and a sweep skips windows that another
@@ -10,12 +10,12 @@
 
 pub mod api;
 pub mod audits;
+pub mod closing;
 mod explain;
 pub mod ingest;
 pub mod pipeline;
 mod repository;
 pub mod sweep;
-pub mod tide;
 pub mod watermark;
 pub mod window;
 
@@ -31,8 +31,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::audits::Audits;
+use self::closing::ClosingRules;
 use self::repository::Filter;
-use self::tide::Tide;
 use self::window::StoredWindow;
 use crate::config::{
     DatabaseArgs, DatabaseUrl, StartArgs, TickArgs, duration, positive_duration, secret,
@@ -124,10 +124,10 @@ impl Monitor {
     ///
     /// # Errors
     /// When the database does not do its part.
-    pub async fn tide(&self, now: Timestamp) -> Result<Tide, db::Error> {
+    pub async fn closing_rules(&self, now: Timestamp) -> Result<ClosingRules, db::Error> {
         let (watermark, running_us) = db::patiently(repository::low_watermark(&self.pool)).await?;
         let (grace, max_hold) = (self.grace, self.max_hold);
-        Ok(Tide { now, watermark, running_us, grace, max_hold })
+        Ok(ClosingRules { now, watermark, running_us, grace, max_hold })
     }
 }
 

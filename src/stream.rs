@@ -17,6 +17,7 @@ mod group;
 mod link;
 mod membership;
 mod producer;
+mod script;
 mod survey;
 
 use std::fmt;

@@ -318,7 +318,7 @@ GUARDS = [
         "trim asks for what is pending",
         "streams lose silently",
         "src/stream/group.rs",
-        "redis.call('XPENDING', KEYS[1], facts['name'])[2] or facts['last-delivered-id']",
+        "oldest_pending(KEYS[1], facts) or facts['last-delivered-id']",
         "facts['last-delivered-id']",
         KEEP,
     ),
@@ -738,7 +738,7 @@ GUARDS = [
     Guard(
         "not before the grace is over",
         "closing",
-        "src/monitor/tide.rs",
+        "src/monitor/closing.rs",
         "self.now.minus(self.grace)",
         "self.now",
         "it sweep::a_window_closes_after_its_last_slot_and_the_grace_not_before",
@@ -810,7 +810,7 @@ GUARDS = [
     Guard(
         "close what is open",
         "many monitors",
-        "src/monitor/tide.rs",
+        "src/monitor/closing.rs",
         "if window.status != WindowStatus::Open {",
         "if window.id < 0 {",
         "it sweep::one_window_can_be_closed_on_request",
@@ -818,7 +818,7 @@ GUARDS = [
     Guard(
         "close on the watermark",
         "closing",
-        "src/monitor/tide.rs",
+        "src/monitor/closing.rs",
         "watermark.min(self.now)",
         "watermark.max(self.now)",
         "it pipeline::a_window_of_the_stream_waits_for_the_watermark_and_a_direct_one_does_not",
@@ -875,10 +875,10 @@ GUARDS = [
     Guard(
         "a service that sends again holds up its windows",
         "closing",
-        "src/monitor/tide.rs",
+        "src/monitor/closing.rs",
         "self.resending.contains(window.service.as_str())",
         "self.resending.is_empty() && window.slots() == 0",
-        "lib monitor::tide::tests::what_is_in_the_way_holds_up_a_window_for_a_time",
+        "lib monitor::closing::tests::what_is_in_the_way_holds_up_a_window_for_a_time",
     ),
     Guard(
         "the sender's clock moves the end",
@@ -891,7 +891,7 @@ GUARDS = [
     Guard(
         "unobserved is said of what was not observed",
         "closing",
-        "src/monitor/tide.rs",
+        "src/monitor/closing.rs",
         "!is_obstructed && self.has_passed(window, slot)",
         "is_obstructed || !self.has_passed(window, slot)",
         "it pipeline::what_was_held_too_long_is_closed_as_unobserved_and_settled_when_the_truth_is_known",
@@ -945,6 +945,14 @@ GUARDS = [
         "it resend::what_is_marked_late_is_found_and_sent_again",
     ),
     Guard(
+        "announcing to yet another Redis ends",
+        "intent, then outcome",
+        "src/payments/resend.rs",
+        "if publish::announce(payments, &windows).await? != identity {",
+        "if publish::announce(payments, &windows).await?.is_empty() {",
+        "it resend::yet_another_redis_gets_everything_once",
+    ),
+    Guard(
         "one relay per name",
         "acknowledge what is committed",
         "src/stream/membership.rs",
@@ -965,10 +973,10 @@ GUARDS = [
     Guard(
         "what is in the way is not observed",
         "closing",
-        "src/monitor/tide.rs",
+        "src/monitor/closing.rs",
         "!is_obstructed && self.has_passed(window, slot)",
         "self.has_passed(window, slot)",
-        "lib monitor::tide::tests::a_slot_is_observed_once_the_watermark_has_passed_it",
+        "lib monitor::closing::tests::a_slot_is_observed_once_the_watermark_has_passed_it",
     ),
     Guard(
         "a Redis that stood still is waited for",
@@ -984,7 +992,7 @@ GUARDS = [
         "src/monitor/api/pipeline.rs",
         "    AdminToken::check(monitor.admin_token.as_ref(), &headers)?;\n",
         "    AdminToken::check(monitor.admin_token.as_ref(), &headers).ok();\n",
-        "it pipeline::the_api_takes_reports_and_shows_them_and_forgets_on_demand",
+        "it pipeline_api::the_api_takes_reports_and_shows_them_and_forgets_on_demand",
     ),
     Guard(
         "a heartbeat beats the verdict",

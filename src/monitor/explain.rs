@@ -9,8 +9,8 @@
 use std::collections::HashMap;
 
 use super::Monitor;
+use super::closing::Closing;
 use super::repository::{self, DeadHeartbeat, SlotEvent};
-use super::tide::Closing;
 use super::window::StoredWindow;
 use crate::db;
 use crate::verdict::{self, Arrival, Audit, AuditRow, Delivery, Facts, Letter, Verdict};

@@ -111,7 +111,7 @@ impl Sighting {
     fn new(window: &Window, stream_id: Option<StreamId>, offset_us: Option<i64>) -> Self {
         // A clock that is further off than a day says nothing about when anything is due.
         let longest = i64::try_from(MAX_CLOCK_AHEAD.as_micros()).unwrap_or(i64::MAX);
-        let clock_offset_us = offset_us.filter(|offset| (-longest..=longest).contains(offset));
+        let clock_offset_us = offset_us.filter(|offset| *offset <= longest);
         Self { window: window.clone(), via_stream: stream_id.is_some(), clock_offset_us }
     }
 

@@ -19,7 +19,6 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
 /// A window that has been over for so long without being closed is held.
 const HELD_AFTER: Duration = Duration::from_secs(5);
-
 /// Most windows that one step finds held.
 const WINDOWS_PER_STEP: u32 = 1_000;
 
@@ -128,12 +127,12 @@ pub async fn watch_once(monitor: &Monitor, now: Timestamp) -> Result<(), db::Err
             STALLED_AFTER.as_secs()
         );
     }
-    let tide = monitor.tide(now).await?;
-    let over = tide.by_clock().minus(HELD_AFTER);
+    let rules = monitor.closing_rules(now).await?;
+    let over = rules.by_clock().minus(HELD_AFTER);
     loop {
         let held = db::transaction(&monitor.pool, "hold windows", move |connection| {
             Box::pin(async move {
-                repository::hold(connection, over, tide.running_us, WINDOWS_PER_STEP).await
+                repository::hold(connection, over, rules.running_us, WINDOWS_PER_STEP).await
             })
         })
         .await?;

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Monitor;
+use super::closing::{Closing, ClosingRules, Obstacles};
 use super::repository::{self, ClaimLimits};
-use super::tide::{Closing, Obstacles, Tide};
 use super::window::{Counts, StoredWindow, UNOBSERVED, WindowStatus, missing_slots};
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
@@ -111,13 +111,13 @@ pub async fn sweep_all(monitor: &Monitor, now: Timestamp) -> Result<usize, db::E
 /// # Errors
 /// When the database does not do its part; then nothing is changed.
 pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, db::Error> {
-    let tide = monitor.tide(now).await?;
+    let rules = monitor.closing_rules(now).await?;
     let closed = db::long_transaction(&monitor.pool, "sweep", move |connection| {
         Box::pin(async move {
-            let claimed = repository::claim_due(connection, &tide, STEP).await?;
+            let claimed = repository::claim_due(connection, &rules, STEP).await?;
             let obstacles = repository::obstacles(connection).await?;
-            let due = closing(claimed, &tide, &obstacles);
-            close_windows(connection, &due, &tide).await
+            let due = closing(claimed, &rules, &obstacles);
+            close_windows(connection, &due, &rules).await
         })
     })
     .await?;
@@ -133,10 +133,10 @@ pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, d
 /// # Errors
 /// When the database does not do its part; then nothing is changed.
 pub async fn settle_once(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
-    let tide = monitor.tide(now).await?;
+    let rules = monitor.closing_rules(now).await?;
     db::long_transaction(&monitor.pool, "settle windows", move |connection| {
         Box::pin(async move {
-            let due_by = tide.by_watermark();
+            let due_by = rules.by_watermark();
             let windows = repository::claim_unobserved(connection, due_by, STEP.windows).await?;
             for id in &windows {
                 repository::settle_unobserved(connection, *id, now).await?;
@@ -161,13 +161,13 @@ pub async fn sweep_on_request(monitor: &Monitor, now: Timestamp) -> Result<Swept
         ids.extend(closed);
     }
     let closed = repository::windows_by_id(&monitor.pool, &ids).await?;
-    let tide = monitor.tide(now).await?;
+    let rules = monitor.closing_rules(now).await?;
     let limit = u32::try_from(WINDOWS_PER_ANSWER).unwrap_or(u32::MAX);
     let over = repository::over(&monitor.pool, now, limit).await?;
     let mut connection = monitor.pool.acquire().await?;
     let obstacles = repository::obstacles(&mut connection).await?;
     let held = over.iter().filter_map(|window| {
-        let reason = reason_held(&tide, window, &obstacles)?;
+        let reason = reason_held(&rules, window, &obstacles)?;
         Some((window.window.uuid, reason))
     });
     Ok(Swept { closed, held: held.collect() })
@@ -182,20 +182,20 @@ pub async fn sweep_window(
     uuid: Uuid,
     now: Timestamp,
 ) -> Result<Option<Swept>, db::Error> {
-    let tide = monitor.tide(now).await?;
+    let rules = monitor.closing_rules(now).await?;
     let (found, obstacles, closed) =
         db::long_transaction(&monitor.pool, "sweep one window", move |connection| {
             Box::pin(async move {
                 let found = repository::lock_window(connection, uuid).await?;
                 let obstacles = repository::obstacles(connection).await?;
-                let due = closing(found.clone().into_iter().collect(), &tide, &obstacles);
-                Ok((found, obstacles, close_windows(connection, &due, &tide).await?))
+                let due = closing(found.clone().into_iter().collect(), &rules, &obstacles);
+                Ok((found, obstacles, close_windows(connection, &due, &rules).await?))
             })
         })
         .await?;
     let Some(window) = found else { return Ok(None) };
     if closed.is_empty() {
-        let reason = reason_held(&tide, &window, &obstacles);
+        let reason = reason_held(&rules, &window, &obstacles);
         let held = reason.map(|reason| (uuid, reason)).into_iter().collect();
         return Ok(Some(Swept { closed, held }));
     }
@@ -207,19 +207,23 @@ pub async fn sweep_window(
 /// Those windows that may close, and in which way.
 fn closing(
     windows: Vec<StoredWindow>,
-    tide: &Tide,
+    rules: &ClosingRules,
     obstacles: &Obstacles,
 ) -> Vec<(Closing, StoredWindow)> {
-    let judged = windows.into_iter().map(|window| (tide.closing(&window, obstacles), window));
+    let judged = windows.into_iter().map(|window| (rules.closing(&window, obstacles), window));
     judged.filter(|(closing, _)| closing.is_now()).collect()
 }
 
 /// Why a window is not closed; none if it may close.
-fn reason_held(tide: &Tide, window: &StoredWindow, obstacles: &Obstacles) -> Option<String> {
-    let closes_at = window.due_at().plus(tide.grace);
-    let grace = tide.grace.as_secs_f64();
-    let watermark = || tide.watermark.map_or_else(|| "unknown".to_owned(), |at| at.to_string());
-    match tide.closing(window, obstacles) {
+fn reason_held(
+    rules: &ClosingRules,
+    window: &StoredWindow,
+    obstacles: &Obstacles,
+) -> Option<String> {
+    let closes_at = window.due_at().plus(rules.grace);
+    let grace = rules.grace.as_secs_f64();
+    let watermark = || rules.watermark.map_or_else(|| "unknown".to_owned(), |at| at.to_string());
+    match rules.closing(window, obstacles) {
         Closing::Due | Closing::Unobserved { .. } => None,
         Closing::Done => Some(match window.closed_at {
             Some(at) => format!("was closed before, at {at}, with status {}", window.status),
@@ -248,7 +252,7 @@ fn reason_held(tide: &Tide, window: &StoredWindow, obstacles: &Obstacles) -> Opt
 async fn close_windows(
     connection: &mut db::Connection,
     due: &[(Closing, StoredWindow)],
-    tide: &Tide,
+    rules: &ClosingRules,
 ) -> Result<Vec<StoredWindow>, db::Error> {
     let ids: Arc<[i64]> = due.iter().map(|(_, window)| window.id).collect();
     let present = repository::present_slots(connection, &ids).await?;
@@ -258,17 +262,17 @@ async fn close_windows(
             Some(present) => missing_slots(window, present),
             None => (0..window.slots()).collect(),
         };
-        let observed = |slot: &u32| tide.observes(*closing, stored, *slot);
+        let observed = |slot: &u32| rules.observes(*closing, stored, *slot);
         let (missing, unobserved): (Vec<u32>, Vec<u32>) = missing.into_iter().partition(observed);
         for (slots, cause) in [(missing, None), (unobserved, Some(UNOBSERVED))] {
-            repository::insert_missing(connection, (*id, window), &slots, cause, tide.now).await?;
+            repository::insert_missing(connection, (*id, window), &slots, cause, rules.now).await?;
         }
     }
     let counted = repository::counts(connection, &ids).await?;
     let mut closed = Vec::with_capacity(due.len());
     for (_, window) in due {
         let counts = counted.get(&window.id).map_or(Counts::default(), |(counts, _)| *counts);
-        repository::close(connection, window.id, counts, tide.now).await?;
+        repository::close(connection, window.id, counts, rules.now).await?;
         closed.push(StoredWindow { status: counts.verdict(), counts, ..window.clone() });
     }
     Ok(closed)

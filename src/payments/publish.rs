@@ -130,18 +130,23 @@ pub async fn publish_once(
     Ok(more)
 }
 
-/// Announces windows and marks them as announced, with the Redis that took it.
+/// Announces windows and marks them as announced, with the Redis that took them, whose identity it
+/// answers.
 ///
 /// # Errors
 /// When Redis or the database does not do its part; announce them again.
-pub(super) async fn announce(payments: &Payments, windows: &[Window]) -> Result<(), PublishError> {
+pub(super) async fn announce(
+    payments: &Payments,
+    windows: &[Window],
+) -> Result<String, PublishError> {
     let now = clock::now();
     let announcement = |window: &Window| Announcement::new(window.clone(), now).to_json();
     let announcements: Vec<String> = windows.iter().map(announcement).collect();
     let Written { identity, ids } = payments.producer.publish_announcements(&announcements).await?;
     let uuids = windows.iter().map(|window| window.uuid);
     let announced: Vec<(Uuid, StreamId)> = uuids.zip(ids).collect();
-    Ok(repository::mark_announced(&payments.pool, announced, &identity).await?)
+    repository::mark_announced(&payments.pool, announced, &identity).await?;
+    Ok(identity)
 }
 
 /// Sends ticks and marks them as sent, with the Redis that took them.

@@ -71,7 +71,9 @@ pub async fn run(payments: Payments, shutdown: CancellationToken) -> anyhow::Res
     let mut watch = Watch::default();
     let present = be_present(&payments, watch.seen_to.subscribe(), &shutdown);
     let watching = async {
-        while shutdown::sleep(INTERVAL, &shutdown).await {
+        let mut pause = Duration::ZERO;
+        while shutdown::sleep(pause, &shutdown).await {
+            pause = INTERVAL;
             let outcome = tokio::select! {
                 outcome = watch.look(&payments) => outcome,
                 () = shutdown.cancelled() => return,
@@ -94,7 +96,9 @@ async fn be_present(
     seen_to: watch::Receiver<SeenTo>,
     shutdown: &CancellationToken,
 ) {
-    while shutdown::sleep(INTERVAL, shutdown).await {
+    let mut pause = Duration::ZERO;
+    while shutdown::sleep(pause, shutdown).await {
+        pause = INTERVAL;
         let seen_to = seen_to.borrow().clone();
         if let Err(error) = observe(payments, &seen_to).await {
             tracing::debug!(%error, "Redis cannot be told that this service is here");
@@ -189,9 +193,9 @@ impl Watch {
     ) -> Result<bool, PublishError> {
         let since = known.undelivered_since();
         tracing::warn!(%since, "Redis was emptied, replaced or restarted: sending again");
-        self.announce_again(payments, &seen.identity, known.resend_since()).await?;
         let which = (seen.identity.as_str(), true);
-        let is_done = self.send_again(payments, which, since, u32::MAX).await?;
+        let is_done = self.announce_again(payments, which.0, known.resend_since()).await?
+            && self.send_again(payments, which, since, u32::MAX).await?;
         if is_done {
             tracing::info!("everything that was not delivered is sent again");
         }
@@ -213,19 +217,24 @@ impl Watch {
         Ok(())
     }
 
+    /// Announces again the windows that were announced since an instant, and not to this Redis.
+    /// Answers false if Redis turned out to be yet another: it took them, so that they would be
+    /// found for ever.
     async fn announce_again(
         &self,
         payments: &Payments,
         identity: &str,
         since: Timestamp,
-    ) -> Result<(), PublishError> {
+    ) -> Result<bool, PublishError> {
         loop {
             let page = repository::announced_elsewhere(payments, identity, since, SENDS_PER_STEP);
             let windows = db::patiently(page).await?;
             if windows.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
-            publish::announce(payments, &windows).await?;
+            if publish::announce(payments, &windows).await? != identity {
+                return Ok(false);
+            }
         }
     }
 
@@ -264,8 +273,9 @@ impl Watch {
         self.looks = (self.looks + 1) % LOOKS_PER_SEARCH;
         if self.looks == 0 {
             let since = seen.now.minus(AT_LEAST);
-            self.announce_again(payments, &seen.identity, since).await?;
-            self.send_again(payments, (&seen.identity, false), since, STEPS_PER_LOOK).await?;
+            if self.announce_again(payments, &seen.identity, since).await? {
+                self.send_again(payments, (&seen.identity, false), since, STEPS_PER_LOOK).await?;
+            }
         }
         Ok(())
     }

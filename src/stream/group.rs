@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::{Cmd, FromRedisValue, RedisError, Value, cmd, pipe};
 use uuid::Uuid;
 
-use super::survey::new_epoch;
+use super::script::{GROUPS, new_epoch};
 use super::{Link, StreamError, StreamId, StreamName};
 use crate::config::RedisUrl;
 use crate::wire::Timestamp;
@@ -85,13 +85,10 @@ local function before(a, b)
   if am ~= bm then return less(am, bm) end
   return less(as, bs)
 end
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local floor, ours
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local facts = {}
-  for i = 1, #group, 2 do facts[group[i]] = group[i + 1] end
+for _, facts in ipairs(groups_of(KEYS[1])) do
   ours = ours or facts['name'] == ARGV[1]
-  local oldest = redis.call('XPENDING', KEYS[1], facts['name'])[2] or facts['last-delivered-id']
+  local oldest = oldest_pending(KEYS[1], facts) or facts['last-delivered-id']
   if not floor or before(oldest, floor) then floor = oldest end
 end
 if not ours then return 0 end
@@ -330,7 +327,8 @@ impl Group {
     /// # Errors
     /// As for [`Group::renew`].
     pub async fn trim(&self, source: Source) -> Result<u64, StreamError> {
-        let command = cmd("EVAL").arg(TRIM).arg(1).arg(self.key(source)).arg(&self.name).to_owned();
+        let mut command = cmd("EVAL");
+        command.arg(format!("{GROUPS}{TRIM}")).arg(1).arg(self.key(source)).arg(&self.name);
         self.writer.query(&command).await
     }
 

@@ -77,7 +77,7 @@ impl Link {
     pub async fn wait_until_ready(&self, url: &RedisUrl, patience: Duration) -> anyhow::Result<()> {
         let deadline = tokio::time::Instant::now() + patience;
         loop {
-            match self.query::<InfoDict>(redis::cmd("INFO").arg("server")).await {
+            match self.look().await {
                 Ok(info) => return check_version(&info),
                 Err(StreamError::Unavailable(_)) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(START_RETRY).await;
@@ -91,6 +91,13 @@ impl Link {
                 ),
             }
         }
+    }
+
+    /// What Redis says about itself, once it serves: this it says already while it loads its data.
+    async fn look(&self) -> Result<InfoDict, StreamError> {
+        let info = self.query(redis::cmd("INFO").arg("server")).await?;
+        self.ping().await?;
+        Ok(info)
     }
 
     /// Asks whether Redis answers.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use redis::{cmd, pipe};
 
+use super::script::GROUPS;
 use super::{Group, Link, Source, StreamError, StreamName};
 
 /// Takes or renews a name, unless another process holds it: then answers for how long still, in
@@ -29,9 +30,8 @@ return 0
 const IDLE: &str = r"
 local found, idle = false, -1
 for _, stream in ipairs(KEYS) do
-  local groups = redis.call('EXISTS', stream) == 1 and redis.call('XINFO', 'GROUPS', stream) or {}
-  for _, group in ipairs(groups) do
-    if group[2] == ARGV[1] then
+  for _, facts in ipairs(groups_of(stream)) do
+    if facts['name'] == ARGV[1] then
       found = true
       for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, ARGV[1])) do
         if idle < 0 or consumer[6] < idle then idle = consumer[6] end
@@ -92,7 +92,7 @@ pub async fn activity(
     group: &str,
 ) -> Result<Activity, StreamError> {
     let mut command = cmd("EVAL");
-    command.arg(IDLE).arg(2).arg(&[stream.windows(), stream.reports(), group]);
+    command.arg(format!("{GROUPS}{IDLE}")).arg(2).arg(&[stream.windows(), stream.reports(), group]);
     let idle_ms: i64 = link.query(&command).await?;
     Ok(match (idle_ms, u64::try_from(idle_ms)) {
         (_, Ok(millis)) => Activity::Ago(Duration::from_millis(millis)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::cmd;
 
-use super::survey::{IDENTIFY, new_epoch};
+use super::script::{IDENTIFY, new_epoch};
 use super::{Link, StreamError, StreamId, StreamName};
 
 /// Writes payloads to the second key, and says which Redis took them.

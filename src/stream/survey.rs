@@ -12,30 +12,18 @@
 //! VLDB 2013).
 
 use redis::{FromRedisValue, Value, cmd};
-use uuid::Uuid;
 
+use super::script::{GROUPS, IDENTIFY, new_epoch};
 use super::{Group, Producer, Source, StreamError, StreamId};
 use crate::wire::{MOST_ITEMS, StreamState, Suspect, SuspectReport, Timestamp};
 
-/// What both scripts begin with: the clock and the identity, which gets an epoch if it has none.
-/// The first key is the epoch's, the first argument a new epoch.
-pub(super) const IDENTIFY: &str = r"
-redis.call('SET', KEYS[1], ARGV[1], 'NX')
-local function fact(section, name)
-  return string.match(redis.call('INFO', section), name .. ':(%x+)') or ''
-end
-local identity = fact('server', 'run_id') .. '.' .. fact('replication', 'master_replid') .. '.'
-  .. redis.call('GET', KEYS[1])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-";
-
 /// Surveys the group, forgets suspects that are no longer pending, and publishes the instant before
 /// which everything is settled, suspects as well: a sender keeps what is not, and sends it again if
-/// it may be lost. The watermark passes no more suspects than are answered. A
-/// sender that was here within 30 s and has not seen to this Redis is sending again, and so is one whose
-/// last entry of these is not delivered yet: it is younger than the windows that it belongs to. One
-/// that was not here for an hour is forgotten.
+/// it may be lost. The watermark passes no more suspects than are answered.
+///
+/// A sender that was here within 30 s and has not seen to this Redis is sending again, and so is one
+/// whose last entry of these is not delivered yet: it is younger than the windows that it belongs
+/// to. One that was not here for an hour is forgotten.
 const SURVEY: &str = r"
 local streams, group = {KEYS[2], KEYS[3]}, ARGV[2]
 local is_suspect, suspects = {}, {}
@@ -50,9 +38,7 @@ for i = 1, #noted, 2 do
   end
 end
 local function facts_of(stream)
-  for _, fields in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local facts = {}
-    for i = 1, #fields, 2 do facts[fields[i]] = fields[i + 1] end
+  for _, facts in ipairs(groups_of(stream)) do
     if facts['name'] == group then return facts end
   end
 end
@@ -65,8 +51,7 @@ local function first_undelivered(number, facts)
       from = '(' .. entry[1]
     end
   until #page == 0
-  local unread = redis.call('XRANGE', streams[number], '(' .. facts['last-delivered-id'], '+', 'COUNT', 1)
-  return unread[1] and unread[1][1]
+  return first_unread(streams[number], facts)
 end
 local last = tonumber(redis.call('HGET', KEYS[5], group)) or 0
 local function millis(id) return tonumber(string.match(id, '%d+')) end
@@ -77,10 +62,10 @@ local function down_to(watermark, id)
 end
 local watermark, settled, states = now, now, {}
 for number, stream in ipairs(streams) do
-  local facts = redis.call('EXISTS', stream) == 1 and facts_of(stream)
+  local facts = facts_of(stream)
   if not facts then return redis.error_reply('NOGROUP the group ' .. group .. ' is gone') end
   local id = first_undelivered(number, facts)
-  local oldest = facts['pending'] > 0 and redis.call('XPENDING', stream, group)[2]
+  local oldest = oldest_pending(stream, facts)
   watermark = down_to(watermark, id)
   settled = down_to(settled, oldest or id)
   states[number] = {facts['lag'] or -1, facts['pending'], oldest or ''}
@@ -118,20 +103,12 @@ return {identity, now, watermark}
 /// Other groups that hold back entries which are older than a day, and none of whose consumers
 /// has asked for anything in that time.
 const SILENT: &str = r"
-local time = redis.call('TIME')
-local long_ago = (time[1] - ARGV[2]) * 1000
+local long_ago = (redis.call('TIME')[1] - ARGV[2]) * 1000
 local silent, names = {}, {}
 for _, stream in ipairs(KEYS) do
-  local groups = redis.call('EXISTS', stream) == 1 and redis.call('XINFO', 'GROUPS', stream) or {}
-  for _, fields in ipairs(groups) do
-    local facts = {}
-    for i = 1, #fields, 2 do facts[fields[i]] = fields[i + 1] end
+  for _, facts in ipairs(groups_of(stream)) do
     local name = facts['name']
-    local held = facts['pending'] > 0 and redis.call('XPENDING', stream, name)[2]
-    if not held then
-      local unread = redis.call('XRANGE', stream, '(' .. facts['last-delivered-id'], '+', 'COUNT', 1)
-      held = unread[1] and unread[1][1]
-    end
+    local held = oldest_pending(stream, facts) or first_unread(stream, facts)
     local is_old = held and tonumber(string.match(held, '%d+')) < long_ago
     for _, consumer in ipairs(is_old and redis.call('XINFO', 'CONSUMERS', stream, name) or {}) do
       if consumer[6] < ARGV[2] * 1000 then is_old = false end
@@ -193,7 +170,7 @@ impl Group {
     pub async fn survey(&self) -> Result<Survey, StreamError> {
         let (stream, name) = (&self.stream, self.name.as_str());
         let mut command = cmd("EVAL");
-        command.arg(format!("{IDENTIFY}{SURVEY}")).arg(7);
+        command.arg(format!("{IDENTIFY}{GROUPS}{SURVEY}")).arg(7);
         command.arg(&[stream.epoch(), stream.windows().to_owned(), stream.reports().to_owned()]);
         command.arg(&[stream.suspects(name), stream.watermarks(), stream.dead().to_owned()]);
         command.arg(stream.senders()).arg(new_epoch()).arg(name).arg(MOST_ITEMS);
@@ -234,7 +211,10 @@ impl Group {
     /// As for [`Group::survey`].
     pub async fn silent_groups(&self) -> Result<Vec<String>, StreamError> {
         let mut command = cmd("EVAL");
-        command.arg(SILENT).arg(2).arg(&[self.stream.windows(), self.stream.reports()]);
+        command
+            .arg(format!("{GROUPS}{SILENT}"))
+            .arg(2)
+            .arg(&[self.stream.windows(), self.stream.reports()]);
         self.writer.query(command.arg(&self.name).arg(SILENT_AFTER_SECONDS)).await
     }
 
@@ -275,10 +255,6 @@ impl Producer {
         let watermark = u64::try_from(watermark).ok().map(Timestamp::from_millis);
         Ok(Observation { identity, now: Timestamp::from_millis(now), watermark })
     }
-}
-
-pub(super) fn new_epoch() -> String {
-    Uuid::new_v4().simple().to_string()
 }
 
 /// The name of an entry among the suspects: the number that [`SURVEY`] gives its stream, and its id.

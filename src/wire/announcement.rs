@@ -43,13 +43,11 @@ impl Announcement {
         RawMessage::of_announcement(self).to_json()
     }
 
-    /// How far the sender's clock is behind Redis' clock, in microseconds; what the way to Redis
-    /// took is part of it. None unless both clocks left their stamp. A sender whose clock is ahead
-    /// counts as right.
+    /// How far the sender's clock is behind Redis' clock at the most, in microseconds, never
+    /// negative. None unless both clocks left their stamp.
     #[must_use]
     pub fn clock_offset_us(&self) -> Option<i64> {
-        let offset = self.stream_id?.written_at().micros() - self.announced_at?.micros();
-        Some(offset.max(0))
+        Some(self.stream_id?.clock_offset_us(self.announced_at?))
     }
 }
 

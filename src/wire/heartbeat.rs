@@ -62,15 +62,11 @@ impl Heartbeat {
         }
     }
 
-    /// How far the sender's clock is behind Redis' clock, in microseconds; what the way to Redis
-    /// took is part of it. None unless a relay carried it.
-    ///
-    /// A sender whose clock is ahead counts as right: a window that closes too late costs seconds,
-    /// and one wrong stamp must not close it too early. The oldest senders stamp a tick ahead anyway.
+    /// How far the sender's clock is behind Redis' clock at the most, in microseconds, never
+    /// negative. None unless a relay carried it.
     #[must_use]
     pub fn clock_offset_us(&self) -> Option<i64> {
-        let offset = self.stream_id?.written_at().micros() - self.timestamp.micros();
-        Some(offset.max(0))
+        Some(self.stream_id?.clock_offset_us(self.timestamp))
     }
 }
 

@@ -22,6 +22,15 @@ impl StreamId {
     pub fn written_at(self) -> Timestamp {
         Timestamp::from_millis(self.millis)
     }
+
+    /// How far a clock that stamped the entry's message is behind Redis' clock, in microseconds;
+    /// what the way to Redis took is part of it.
+    ///
+    /// A clock that is ahead counts as right: a window that closes too late costs seconds, and one
+    /// wrong stamp must not close it too early. The oldest senders stamp a tick ahead anyway.
+    pub(super) fn clock_offset_us(self, stamp: Timestamp) -> i64 {
+        (self.written_at().micros() - stamp.micros()).max(0)
+    }
 }
 
 impl FromStr for StreamId {

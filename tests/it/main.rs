@@ -27,6 +27,7 @@ mod outage;
 mod outbox;
 mod payments;
 mod pipeline;
+mod pipeline_api;
 mod reading;
 mod readme;
 mod relay;

@@ -5,47 +5,16 @@ use std::time::Duration;
 use heartbeat::monitor::window::{StoredWindow, UNOBSERVED, WindowStatus};
 use heartbeat::monitor::{Monitor, ingest, latest_windows, pipeline, sweep};
 use heartbeat::wire::{
-    Announcement, Breaker, DeadLetterReport, PipelineReport, StreamId, StreamState, Suspect,
-    SuspectReport, Timestamp, Window,
-};
-use reqwest::StatusCode;
-use serde_json::{Value, json};
-
-use crate::support::{
-    Ground, Process, START, announcement, answer, at, eventually, get, heartbeat, window,
+    Announcement, DeadLetterReport, PipelineReport, Suspect, SuspectReport, Timestamp, Window,
 };
 
-/// A stream id of an instant.
-fn id(at: Timestamp) -> StreamId {
-    StreamId { millis: u64::try_from(at.micros() / 1_000).unwrap(), sequence: 0 }
-}
-
-/// A report that delivery has come so far.
-fn report(watermark: Timestamp) -> PipelineReport {
-    PipelineReport {
-        relay: "relay-1".to_owned(),
-        group: "monitor-queue-group".to_owned(),
-        stream: "reports".to_owned(),
-        redis_identity: "run.replication.epoch".to_owned(),
-        redis_time: watermark.plus(Duration::from_secs(1)),
-        watermark,
-        recovered_at: None,
-        windows: StreamState::default(),
-        heartbeats: StreamState { lag: Some(3), pending: 2, oldest_pending_at: Some(watermark) },
-        breaker: Breaker::Closed,
-        suspects: Vec::new(),
-        resending: Vec::new(),
-        dead_letters_total: 0,
-        dead_letters: Vec::new(),
-        silent_groups: Vec::new(),
-    }
-}
+use crate::support::{Ground, START, announcement, at, entry_id, heartbeat, report, window};
 
 /// A window that was announced through the stream when it began, by a sender whose clock is right.
 async fn announced(monitor: &Monitor, service: &str, slots: u32) -> Window {
     let window = window(service, slots);
     let told = Announcement {
-        stream_id: Some(id(window.from())),
+        stream_id: Some(entry_id(window.from())),
         ..Announcement::new(window.clone(), window.from())
     };
     ingest::announce(monitor, vec![told], window.from()).await.unwrap();
@@ -118,7 +87,7 @@ async fn the_senders_clock_moves_the_end_of_its_windows() {
     let window = window("payments-a", 3);
     // Its clock is 5 s behind; the way to Redis took up to half a second.
     let behind =
-        |millis: u64, sent: Timestamp| id(sent.plus(Duration::from_millis(5_000 + millis)));
+        |millis: u64, sent: Timestamp| entry_id(sent.plus(Duration::from_millis(5_000 + millis)));
     let told = Announcement {
         stream_id: Some(behind(500, window.from())),
         ..Announcement::new(window.clone(), window.from())
@@ -142,7 +111,7 @@ async fn a_window_first_seen_directly_belongs_to_the_stream_once_it_comes_that_w
     let mut beats = [heartbeat(&window, 0), heartbeat(&window, 1)];
     ingest::ingest(&monitor, vec![beats[0].clone()], window.from()).await.unwrap();
     assert!(!stored(&monitor, &window).await.via_stream);
-    beats[1].stream_id = Some(id(beats[1].timestamp));
+    beats[1].stream_id = Some(entry_id(beats[1].timestamp));
     ingest::ingest(&monitor, vec![beats[1].clone()], window.from()).await.unwrap();
     let known = stored(&monitor, &window).await;
     assert_eq!((known.via_stream, known.clock_offset_us), (true, Some(0)));
@@ -156,7 +125,7 @@ async fn a_suspect_holds_up_its_own_window_only() {
     let over = suspected.ends_at().plus(Duration::from_mins(1));
     let suspect = Suspect {
         stream: "reports".to_owned(),
-        stream_id: id(suspected.due(1)),
+        stream_id: entry_id(suspected.due(1)),
         report: SuspectReport {
             window_uuid: Some(suspected.uuid),
             slot: Some(1),
@@ -280,7 +249,7 @@ async fn dead_letters_are_remembered_for_good_and_silent_groups_while_they_are()
     let start = at(START);
     let letter = DeadLetterReport {
         stream: "reports".to_owned(),
-        stream_id: id(start),
+        stream_id: entry_id(start),
         window_uuid: None,
         slot: Some(1),
         reason: "why".to_owned(),
@@ -302,100 +271,4 @@ async fn dead_letters_are_remembered_for_good_and_silent_groups_while_they_are()
     assert_eq!(conditions(&monitor).await, [("group_silent".to_owned(), true)]);
     pipeline::accept(&monitor, report(start.plus(Duration::from_secs(3))), start).await.unwrap();
     assert_eq!(conditions(&monitor).await, [("group_silent".to_owned(), false)]);
-}
-
-#[tokio::test]
-async fn the_api_takes_reports_and_shows_them_and_forgets_on_demand() {
-    let ground = Ground::new().await;
-    let token = "a-token-of-many-characters";
-    let monitor = Process::monitor(&ground, &["--admin-token", token]).await;
-    let client = heartbeat::http::client(Duration::from_secs(10)).unwrap();
-    let url = monitor.url("/api/monitor/pipeline");
-    let post = async |body: Value| {
-        answer(client.post(&url).body(body.to_string()).send().await.unwrap()).await
-    };
-    let good = serde_json::to_value(report(at(START))).unwrap();
-    assert_eq!(post(good.clone()).await.0, StatusCode::ACCEPTED);
-    for (name, value, expected) in [
-        ("relay", json!(""), "1 to 200 bytes"),
-        ("group", json!("x".repeat(201)), "1 to 200 bytes"),
-        ("watermark", json!("soon"), "watermark"),
-        ("breaker", json!({"state": "ajar"}), "breaker"),
-        ("silent_groups", json!(vec!["g"; 1_001]), "at most 1000"),
-    ] {
-        let mut bad = good.clone();
-        bad[name] = value;
-        let (status, body) = post(bad).await;
-        assert_eq!(status, StatusCode::BAD_REQUEST, "{name}");
-        assert!(body["error"].as_str().unwrap().contains(expected), "{name}: {body}");
-    }
-    let (status, shown) = answer(get(&url).await.unwrap()).await;
-    assert_eq!((status, &shown["watermark"]), (StatusCode::OK, &json!(START)));
-    let known = &shown["pipelines"][0];
-    assert_eq!(known["heartbeats"]["lag"], 3);
-    assert_eq!(known["relays"][0]["breaker"]["state"], "closed");
-    assert_eq!(known["stalled"], false);
-
-    let forget = |token: Option<&str>, group: &str| {
-        let request = client.delete(format!("{url}?stream=reports&group={group}"));
-        match token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
-        }
-    };
-    let mut statuses = Vec::new();
-    for (token, group) in [
-        (None, "monitor-queue-group"),
-        (Some("another-token-of-many"), "monitor-queue-group"),
-        (Some(token), "nobody"),
-        (Some(token), "monitor-queue-group"),
-    ] {
-        statuses.push(answer(forget(token, group).send().await.unwrap()).await.0.as_u16());
-    }
-    assert_eq!(statuses, [401, 401, 404, 200]);
-    let (_, shown) = answer(get(&url).await.unwrap()).await;
-    assert_eq!((&shown["watermark"], &shown["pipelines"]), (&Value::Null, &json!([])));
-
-    let without = Process::monitor(&Ground::new().await, &[]).await;
-    let delete = client.delete(without.url("/api/monitor/pipeline?stream=a&group=b"));
-    assert_eq!(
-        answer(delete.bearer_auth("x").send().await.unwrap()).await.0,
-        StatusCode::FORBIDDEN
-    );
-}
-
-/// The whole way: a real relay reports, and its breaker is seen.
-#[tokio::test]
-async fn a_relay_reports_and_says_when_its_breaker_is_open() {
-    let ground = Ground::new().await;
-    let monitor = Process::monitor(&ground, &[]).await;
-    let relay = Process::relay(&ground, &monitor.url(""), &["--consumer-name", "one"]).await;
-    let url = monitor.url("/api/monitor/pipeline");
-    eventually("it is shown", async || {
-        let (_, shown) = answer(get(&url).await.unwrap()).await;
-        (shown["pipelines"][0]["relays"][0]["relay"] == "one").then_some(())
-    })
-    .await;
-    ground.send("poison").await;
-    eventually("its dead letter is known", async || {
-        let (_, shown) = answer(get(&url).await.unwrap()).await;
-        (shown["pipelines"][0]["dead_letters"] == 1).then_some(())
-    })
-    .await;
-    let letters = ground.monitor().await.pool;
-    eventually("and remembered", async || {
-        let found: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM dead_letters")
-            .fetch_one(&letters)
-            .await
-            .unwrap();
-        (found == 1).then_some(())
-    })
-    .await;
-    monitor.kill().await;
-    ground.send(heartbeat(&window("payments-a", 1), 0).to_json()).await;
-    eventually("the breaker opens", async || {
-        let shown = get(&relay.url("/ready")).await.unwrap().text().await.unwrap();
-        (shown.contains("breaker: open") && shown.contains("reporting:")).then_some(())
-    })
-    .await;
 }

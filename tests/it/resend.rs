@@ -158,6 +158,35 @@ async fn who_publishes_while_redis_is_replaced_loses_nothing() {
     }
 }
 
+/// The service has seen one Redis, and reads what to announce to it, when yet another takes its place.
+#[tokio::test]
+async fn yet_another_redis_gets_everything_once() {
+    let ground = Ground::new().await;
+    let payments = ground.payments("payments-a").await;
+    let mut watch = Watch::default();
+    watch.look(&payments).await.unwrap();
+    sent(&payments, 3).await;
+    ground.empty_redis().await;
+    let mut other = payments.pool.acquire().await.unwrap();
+    sqlx::raw_sql("LOCK TABLES report_windows WRITE").execute(&mut *other).await.unwrap();
+    let replacing = async {
+        let waiting = "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
+            WHERE DB = DATABASE() AND STATE LIKE 'Waiting for table%'";
+        eventually("it reads what to announce", async || {
+            let found: i64 = sqlx::query_scalar(waiting).fetch_one(&payments.pool).await.unwrap();
+            (found > 0).then_some(())
+        })
+        .await;
+        ground.empty_redis().await;
+        sqlx::raw_sql("UNLOCK TABLES").execute(&mut *other).await.unwrap();
+    };
+    let looking = tokio::time::timeout(Duration::from_secs(30), watch.look(&payments));
+    let (looked, ()) = tokio::join!(looking, replacing);
+    looked.expect("it ends").unwrap();
+    watch.look(&payments).await.unwrap();
+    assert_eq!(in_stream(&ground).await, (vec![0, 1, 2], 1), "each is sent to the last one once");
+}
+
 /// The real executables: nothing that FLUSHALL destroys is missed in the end.
 #[tokio::test]
 async fn what_was_destroyed_arrives_all_the_same() {

@@ -13,7 +13,10 @@ pub use servers::shared;
 use std::time::{Duration, Instant};
 
 use heartbeat::monitor::{Monitor, latest_windows};
-use heartbeat::wire::{Announcement, Heartbeat, Rates, Status, Tick, Timestamp, Window};
+use heartbeat::wire::{
+    Announcement, Breaker, Heartbeat, PipelineReport, Rates, Status, StreamId, StreamState, Tick,
+    Timestamp, Window,
+};
 use redis::AsyncCommands;
 use redis::streams::StreamPendingReply;
 use reqwest::StatusCode;
@@ -49,6 +52,32 @@ pub fn heartbeat(window: &Window, slot: u32) -> Heartbeat {
         timestamp: window.due(slot),
         slot: Some(i64::from(slot)),
         stream_id: None,
+    }
+}
+
+/// The id of an entry that Redis took at an instant.
+pub fn entry_id(written: Timestamp) -> StreamId {
+    StreamId { millis: u64::try_from(written.micros() / 1_000).unwrap(), sequence: 0 }
+}
+
+/// A relay's report that everything written before an instant is delivered or dead.
+pub fn report(watermark: Timestamp) -> PipelineReport {
+    PipelineReport {
+        relay: "relay-1".to_owned(),
+        group: "monitor-queue-group".to_owned(),
+        stream: "reports".to_owned(),
+        redis_identity: "run.replication.epoch".to_owned(),
+        redis_time: watermark,
+        watermark,
+        recovered_at: None,
+        windows: StreamState::default(),
+        heartbeats: StreamState::default(),
+        breaker: Breaker::Closed,
+        suspects: Vec::new(),
+        resending: Vec::new(),
+        dead_letters_total: 0,
+        dead_letters: Vec::new(),
+        silent_groups: Vec::new(),
     }
 }
 

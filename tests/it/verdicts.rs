@@ -7,42 +7,17 @@ use heartbeat::config::DatabaseUrl;
 use heartbeat::db::{self, Class, Reader};
 use heartbeat::monitor::{Monitor, ingest, pipeline, sweep};
 use heartbeat::wire::{
-    Announcement, Breaker, DeadLetterReport, Heartbeat, OMITTED, PipelineReport, StreamId,
-    StreamState, Suspect, SuspectReport, Timestamp, Window,
+    Announcement, DeadLetterReport, Heartbeat, OMITTED, PipelineReport, StreamId, Suspect,
+    SuspectReport, Timestamp, Window,
 };
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, MySqlPool};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    Ground, Process, Proxy, answer, eventually, free_address, get, heartbeat, pool, shared, window,
+    Ground, Process, Proxy, answer, entry_id, eventually, free_address, get, heartbeat, pool,
+    report, shared, window,
 };
-
-/// The entry that was written at an instant.
-fn entry(written: Timestamp) -> StreamId {
-    StreamId { millis: written.micros().unsigned_abs() / 1_000, sequence: 0 }
-}
-
-/// A relay's report that everything written before an instant is delivered or dead.
-fn report(watermark: Timestamp) -> PipelineReport {
-    PipelineReport {
-        relay: "relay-1".to_owned(),
-        group: "monitor-queue-group".to_owned(),
-        stream: "reports".to_owned(),
-        redis_identity: "a.b.c".to_owned(),
-        redis_time: watermark,
-        watermark,
-        recovered_at: None,
-        windows: StreamState::default(),
-        heartbeats: StreamState::default(),
-        breaker: Breaker::Closed,
-        suspects: Vec::new(),
-        resending: Vec::new(),
-        dead_letters_total: 0,
-        dead_letters: Vec::new(),
-        silent_groups: Vec::new(),
-    }
-}
 
 /// Both ledgers of one window, written as the roles write them.
 pub struct Ledgers {
@@ -59,7 +34,7 @@ impl Ledgers {
         let (audit, monitor) = (ground.payments("payments-a").await.pool, ground.monitor().await);
         let window = window("payments-a", slots);
         let told = Announcement {
-            stream_id: Some(entry(window.from())),
+            stream_id: Some(entry_id(window.from())),
             ..Announcement::new(window.clone(), window.from())
         };
         ingest::announce(&monitor, vec![told], window.from()).await.unwrap();
@@ -102,12 +77,12 @@ impl Ledgers {
 
     /// A row that says sent, as the entry that was written when the slot was due.
     async fn sent(&self, slot: u32) {
-        let id = entry(self.window.due(slot)).to_string();
+        let id = entry_id(self.window.due(slot)).to_string();
         self.audited(slot, true, "ok", Some(&id)).await;
     }
 
     async fn arrived(&self, slot: u32, at: Timestamp) {
-        let stream_id = Some(entry(self.window.due(slot)));
+        let stream_id = Some(entry_id(self.window.due(slot)));
         let heartbeat = Heartbeat { stream_id, ..heartbeat(&self.window, slot) };
         ingest::ingest(&self.monitor, vec![heartbeat], at).await.unwrap();
     }
@@ -182,8 +157,8 @@ pub async fn everything() -> (Ledgers, Vec<&'static str>) {
             dead_letters: vec![
                 letter("reports", StreamId::default(), window, Some(4)),
                 // Without its slot it is known by its entry, which no other stream shares.
-                letter("reports", entry(window.due(5)), window, None),
-                letter("{reports}:windows", entry(window.due(12)), window, None),
+                letter("reports", entry_id(window.due(5)), window, None),
+                letter("{reports}:windows", entry_id(window.due(12)), window, None),
             ],
             ..report(over)
         })
@@ -192,7 +167,7 @@ pub async fn everything() -> (Ledgers, Vec<&'static str>) {
     ledgers.arrived(1, over).await;
     // Slot 9 was sent again, as the first entry that the watermark is not past.
     sqlx::query("UPDATE report_audit SET stream_id = ? WHERE slot = 9")
-        .bind(entry(over).to_string())
+        .bind(entry_id(over).to_string())
         .execute(&ledgers.audit)
         .await
         .unwrap();
@@ -231,7 +206,7 @@ async fn each_slot_has_its_verdict_its_row_and_its_sentence() {
     assert_eq!(slots[1]["late"], true);
     assert_eq!(slots[10]["status"], "missing");
     assert_eq!(slots[0]["explanation"], Value::Null);
-    let id = entry(ledgers.window.due(1)).to_string();
+    let id = entry_id(ledgers.window.due(1)).to_string();
     let row = json!({"status": "ok", "timestamp": "2026-11-21T10:00:10Z", "sent_to_queue": true,
         "stream_id": id, "first_stream_id": id});
     assert_eq!(slots[1]["audit"], row);
@@ -250,7 +225,8 @@ async fn each_slot_has_its_verdict_its_row_and_its_sentence() {
     );
     assert!(said(4).contains("too odd") && said(5).contains("too odd"), "{slots}");
     assert!(
-        said(10).contains("lost") && said(10).contains(&entry(ledgers.window.due(10)).to_string())
+        said(10).contains("lost")
+            && said(10).contains(&entry_id(ledgers.window.due(10)).to_string())
     );
 }
 
@@ -264,7 +240,7 @@ async fn what_holds_up_a_window_holds_up_that_its_heartbeats_are_lost() {
     let over = window.ends_at();
     let suspect = Suspect {
         stream: "reports".to_owned(),
-        stream_id: entry(window.due(0)),
+        stream_id: entry_id(window.due(0)),
         report: SuspectReport {
             window_uuid: Some(window.uuid),
             slot: Some(0),

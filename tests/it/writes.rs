@@ -14,7 +14,7 @@ use heartbeat::monitor::window::{Counts, WindowStatus};
 use heartbeat::monitor::{Monitor, latest_windows, sweep};
 use heartbeat::wire::{Rates, Tick, Window};
 use nix::sys::signal::Signal;
-use sqlx::{AssertSqlSafe, MySqlPool, Row};
+use sqlx::{AssertSqlSafe, MySql, MySqlPool, Row, Transaction};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -44,6 +44,20 @@ async fn announced(monitor: &Monitor, window: &Window) -> i64 {
 /// The heartbeat of slot 0 as another monitor writes it.
 const OTHERS_HEARTBEAT: &str = "INSERT INTO events (window_id, slot, status, report_timestamp, \
     recorded_at, deliveries) VALUES (?, 0, 'OK', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), 1)";
+/// A window as another monitor locks it to close it.
+const OTHERS_WINDOW: &str = "SELECT id FROM windows WHERE id = ? FOR UPDATE";
+
+/// A transaction of another monitor, which has written or locked something of a window.
+async fn others(
+    ground: &Ground,
+    statement: &'static str,
+    window_id: i64,
+) -> (MySqlPool, Transaction<'static, MySql>) {
+    let server = pool(&ground.monitor_url).await;
+    let mut other = server.begin().await.unwrap();
+    sqlx::query(statement).bind(window_id).execute(&mut *other).await.unwrap();
+    (server, other)
+}
 
 #[tokio::test]
 async fn a_write_is_committed_although_its_caller_leaves() {
@@ -177,9 +191,7 @@ async fn a_heartbeat_is_answered_after_its_commit() {
     let monitor = ground.monitor().await;
     let window = window("payments-a", 3);
     let id = announced(&monitor, &window).await;
-    let server = pool(&ground.monitor_url).await;
-    let mut other = server.begin().await.unwrap();
-    sqlx::query(OTHERS_HEARTBEAT).bind(id).execute(&mut *other).await.unwrap();
+    let (server, other) = others(&ground, OTHERS_HEARTBEAT, id).await;
     let (taker, batch) = (monitor.clone(), vec![heartbeat(&window, 0)]);
     let taking =
         tokio::spawn(async move { ingest::ingest(&taker, batch, window.from()).await.unwrap() });
@@ -193,12 +205,9 @@ async fn a_heartbeat_is_answered_after_its_commit() {
 async fn a_sweep_does_not_wait_for_a_window_that_another_monitor_closes() {
     let ground = Ground::new().await;
     let monitor = ground.monitor().await;
-    let (others, mine) = (window("payments-a", 3), window("payments-a", 3));
-    let (others_id, my_id) = (announced(&monitor, &others).await, announced(&monitor, &mine).await);
-    let server = pool(&ground.monitor_url).await;
-    let mut other = server.begin().await.unwrap();
-    let lock = sqlx::query("SELECT id FROM windows WHERE id = ? FOR UPDATE").bind(others_id);
-    lock.execute(&mut *other).await.unwrap();
+    let (theirs, mine) = (window("payments-a", 3), window("payments-a", 3));
+    let (others_id, my_id) = (announced(&monitor, &theirs).await, announced(&monitor, &mine).await);
+    let (_, other) = others(&ground, OTHERS_WINDOW, others_id).await;
     let over = mine.ends_at().plus(Duration::from_mins(1));
     assert_eq!(sweep::sweep_once(&monitor, over).await.unwrap(), [my_id]);
     other.rollback().await.unwrap();
@@ -212,9 +221,7 @@ async fn a_heartbeat_that_a_sweep_has_not_seen_is_not_overwritten() {
     let monitor = ground.monitor().await;
     let window = window("payments-a", 3);
     let id = announced(&monitor, &window).await;
-    let server = pool(&ground.monitor_url).await;
-    let mut other = server.begin().await.unwrap();
-    sqlx::query(OTHERS_HEARTBEAT).bind(id).execute(&mut *other).await.unwrap();
+    let (server, other) = others(&ground, OTHERS_HEARTBEAT, id).await;
     let sweeper = monitor.clone();
     let over = window.ends_at().plus(Duration::from_mins(1));
     let sweeping = tokio::spawn(async move { sweep::sweep_once(&sweeper, over).await.unwrap() });
@@ -234,10 +241,7 @@ async fn two_late_heartbeats_at_once_are_both_counted() {
     let id = announced(&monitor, &window).await;
     let over = window.ends_at().plus(Duration::from_mins(1));
     sweep::sweep_all(&monitor, over).await.unwrap();
-    let server = pool(&ground.monitor_url).await;
-    let mut other = server.begin().await.unwrap();
-    let lock = sqlx::query("SELECT id FROM windows WHERE id = ? FOR UPDATE").bind(id);
-    lock.execute(&mut *other).await.unwrap();
+    let (server, other) = others(&ground, OTHERS_WINDOW, id).await;
     let mut late = tokio::task::JoinSet::new();
     for slot in 0..2 {
         let (monitor, batch) = (monitor.clone(), vec![heartbeat(&window, slot)]);
@@ -258,9 +262,7 @@ async fn a_request_that_is_being_written_when_the_monitor_must_stop_is_answered(
     let monitor = Process::monitor(&ground, &["--grace", "300days"]).await;
     let window = window("payments-a", 3);
     let id = announced(&state, &window).await;
-    let server = pool(&ground.monitor_url).await;
-    let mut other = server.begin().await.unwrap();
-    sqlx::query(OTHERS_HEARTBEAT).bind(id).execute(&mut *other).await.unwrap();
+    let (server, other) = others(&ground, OTHERS_HEARTBEAT, id).await;
     let client = heartbeat::http::client(Duration::from_secs(10)).unwrap();
     let post = client.post(monitor.url("/api/monitor/heartbeats"));
     let posting = tokio::spawn(post.body(heartbeat(&window, 0).to_json()).send());

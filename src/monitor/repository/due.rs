@@ -10,7 +10,7 @@ use super::obstacles::WITHOUT_OBSTACLE;
 use super::windows::{COLUMNS, stored};
 use super::{chunks, push_list};
 use crate::db;
-use crate::monitor::tide::Tide;
+use crate::monitor::closing::ClosingRules;
 use crate::monitor::window::StoredWindow;
 use crate::wire::Timestamp;
 
@@ -26,23 +26,23 @@ pub(in crate::monitor) struct ClaimLimits {
 /// been held for too long, each in the order of their end. At least one, if any may close.
 pub(in crate::monitor) async fn claim_due(
     connection: &mut db::Connection,
-    tide: &Tide,
+    rules: &ClosingRules,
     limits: ClaimLimits,
 ) -> Result<Vec<StoredWindow>, db::Error> {
     let mut claimed = Claimed { windows: Vec::new(), slots: 0, limits };
     let at = |instant: Timestamp| DateTime::<Utc>::from(instant);
     let mut by_clock = QueryBuilder::<MySql>::new(COLUMNS);
     by_clock.push("WHERE status = 'OPEN' AND via_stream = FALSE AND due_at <= ");
-    by_clock.push_bind(at(tide.by_clock()));
+    by_clock.push_bind(at(rules.by_clock()));
     claimed.add(connection, by_clock).await?;
     let mut by_watermark = QueryBuilder::<MySql>::new(COLUMNS);
     by_watermark.push("WHERE status = 'OPEN' AND via_stream = TRUE AND due_at <= ");
-    by_watermark.push_bind(at(tide.by_watermark())).push(WITHOUT_OBSTACLE);
+    by_watermark.push_bind(at(rules.by_watermark())).push(WITHOUT_OBSTACLE);
     claimed.add(connection, by_watermark).await?;
     let mut held_too_long = QueryBuilder::<MySql>::new(COLUMNS);
     held_too_long.push("WHERE status = 'OPEN' AND via_stream = TRUE AND held_from_us <= ");
-    held_too_long.push_bind(tide.held_too_long_us()).push(" AND due_at <= ");
-    held_too_long.push_bind(at(tide.by_clock()));
+    held_too_long.push_bind(rules.held_too_long_us()).push(" AND due_at <= ");
+    held_too_long.push_bind(at(rules.by_clock()));
     claimed.add(connection, held_too_long).await?;
     Ok(claimed.windows)
 }

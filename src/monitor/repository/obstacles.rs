@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use crate::db;
-use crate::monitor::tide::Obstacles;
+use crate::monitor::closing::Obstacles;
 use crate::wire::PipelineReport;
 
 /// What a claim of windows adds to leave out those with an obstacle.

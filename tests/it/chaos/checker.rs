@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use heartbeat::monitor::window::WindowStatus;
+use heartbeat::monitor::window::{Counts, WindowStatus};
 use heartbeat::wire::Timestamp;
 
-use super::ledger::{Audited, Change, Counts, EventStatus, Ledger, Planned, Record, Watched};
+use super::ledger::{Audited, Change, EventStatus, Ledger, Planned, Record, Watched};
 
 /// What a run was to do, and what is known of it besides the ledgers.
 #[derive(Clone, Debug, Default)]

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use heartbeat::monitor::window::WindowStatus::{Alert, Closed, Open};
+use heartbeat::monitor::window::Counts;
+use heartbeat::monitor::window::WindowStatus::{self, Alert, Closed, Open};
 use heartbeat::wire::Timestamp;
 
 use super::checker::{Expectation, Figure, check, sent_in_time};
-use super::ledger::{
-    Audited, Change, Counts, Event, EventStatus, Ledger, Planned, Record, Watched,
-};
+use super::ledger::{Audited, Change, Event, EventStatus, Ledger, Planned, Record, Watched};
 
 /// When the made-up window's last slot ends, in seconds; its grace is 2 s.
 const ENDS_AT: i64 = 1_000;
@@ -34,7 +33,7 @@ fn counts(received: u32, errors: u32, missing: u32) -> Counts {
     Counts { received, errors, missing, unobserved: 0 }
 }
 
-fn change(at: i64, status: heartbeat::monitor::window::WindowStatus, counts: Counts) -> Change {
+fn change(at: i64, status: WindowStatus, counts: Counts) -> Change {
     Change { at: second(at), status, cause: None, counts }
 }
 

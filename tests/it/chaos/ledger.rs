@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use heartbeat::monitor::window::WindowStatus;
+use heartbeat::monitor::window::{Counts, WindowStatus};
 use heartbeat::stream::StreamId;
 use heartbeat::wire::Timestamp;
 use sqlx::mysql::MySqlRow;
@@ -80,19 +80,6 @@ pub struct Watched {
     pub ends_at: Timestamp,
     /// What to add to the sender's clock to get Redis' clock, in microseconds.
     pub clock_offset_micros: i64,
-}
-
-/// The stored counts of a window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Slots that arrived.
-    pub received: u32,
-    /// Those of them with an error.
-    pub errors: u32,
-    /// Slots that did not arrive.
-    pub missing: u32,
-    /// Those of them of which nobody could have known.
-    pub unobserved: u32,
 }
 
 /// What the monitor knows of a slot.

@@ -1,10 +1,10 @@
 //! Reading both ledgers: what stands in the tables is what the checker is given.
 
-use heartbeat::monitor::window::WindowStatus;
+use heartbeat::monitor::window::{Counts, WindowStatus};
 use heartbeat::wire::Timestamp;
 use sqlx::{AssertSqlSafe, MySqlPool};
 
-use super::ledger::{self, Audited, Change, Counts, Event, EventStatus, Planned, Watched};
+use super::ledger::{self, Audited, Change, Event, EventStatus, Planned, Watched};
 use crate::support::{Ground, at};
 
 async fn fill(pool: &MySqlPool, statements: &[&str]) {

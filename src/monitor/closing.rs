@@ -12,7 +12,7 @@ use crate::wire::{Timestamp, Window};
 
 /// What decides whether windows may close, at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tide {
+pub struct ClosingRules {
     /// The monitor's clock.
     pub now: Timestamp,
     /// The smallest watermark; none if no relay has ever reported one.
@@ -76,7 +76,7 @@ impl Closing {
     }
 }
 
-impl Tide {
+impl ClosingRules {
     /// Windows that go by the clock alone may close if they end before this instant.
     #[must_use]
     pub fn by_clock(&self) -> Timestamp {
@@ -167,8 +167,8 @@ mod tests {
         Obstacles::default()
     }
 
-    fn tide(now: i64, watermark: Option<i64>) -> Tide {
-        Tide {
+    fn rules(now: i64, watermark: Option<i64>) -> ClosingRules {
+        ClosingRules {
             now: at(now),
             watermark: watermark.map(at),
             running_us: 1_000_000_000,
@@ -189,7 +189,7 @@ mod tests {
             (102, None, Closing::Due),
         ];
         for (now, watermark, closing) in table {
-            let found = tide(now, watermark).closing(&window(100), &none());
+            let found = rules(now, watermark).closing(&window(100), &none());
             assert_eq!(found, closing, "now {now}, watermark {watermark:?}");
         }
     }
@@ -197,14 +197,14 @@ mod tests {
     #[test]
     fn one_that_never_came_through_the_stream_goes_by_the_clock() {
         let direct = StoredWindow { via_stream: false, ..window(100) };
-        assert_eq!(tide(102, Some(0)).closing(&direct, &none()), Closing::Due);
+        assert_eq!(rules(102, Some(0)).closing(&direct, &none()), Closing::Due);
     }
 
     #[test]
     fn the_senders_clock_moves_the_end() {
         for (offset, closes_at) in [(3, 105), (-3, 99)] {
             let offset = StoredWindow { clock_offset_us: Some(offset * 1_000_000), ..window(100) };
-            let closing = |second| tide(second, Some(second)).closing(&offset, &none());
+            let closing = |second| rules(second, Some(second)).closing(&offset, &none());
             assert_eq!(closing(closes_at - 1), Closing::NotOver);
             assert_eq!(closing(closes_at), Closing::Due);
         }
@@ -216,22 +216,22 @@ mod tests {
         let suspect = Obstacles { suspects: BTreeSet::from([held.window.uuid]), ..none() };
         let resending = BTreeSet::from([held.window.service.to_string()]);
         let resent = Obstacles { resending, ..suspect.clone() };
-        assert_eq!(tide(200, Some(200)).closing(&held, &suspect), Closing::Suspect);
-        assert_eq!(tide(200, Some(200)).closing(&held, &resent), Closing::BeingResent);
+        assert_eq!(rules(200, Some(200)).closing(&held, &suspect), Closing::Suspect);
+        assert_eq!(rules(200, Some(200)).closing(&held, &resent), Closing::BeingResent);
         for (from_us, closing) in [
             (400_000_001, Closing::Suspect),
             (400_000_000, Closing::Unobserved { is_obstructed: true }),
         ] {
             held.held_from_us = Some(from_us);
-            assert_eq!(tide(200, Some(200)).closing(&held, &suspect), closing);
+            assert_eq!(rules(200, Some(200)).closing(&held, &suspect), closing);
         }
-        assert_eq!(tide(200, Some(200)).closing(&held, &none()), Closing::Due);
+        assert_eq!(rules(200, Some(200)).closing(&held, &none()), Closing::Due);
         assert_eq!(
-            tide(200, Some(90)).closing(&held, &none()),
+            rules(200, Some(90)).closing(&held, &none()),
             Closing::Unobserved { is_obstructed: false }
         );
         held.status = WindowStatus::Alert;
-        assert_eq!(tide(200, Some(90)).closing(&held, &none()), Closing::Done);
+        assert_eq!(rules(200, Some(90)).closing(&held, &none()), Closing::Done);
     }
 
     #[test]
@@ -240,14 +240,14 @@ mod tests {
         let observed = |watermark| {
             [0, 1].map(|slot| {
                 let closing = Closing::Unobserved { is_obstructed: false };
-                tide(200, Some(watermark)).observes(closing, &window(100), slot)
+                rules(200, Some(watermark)).observes(closing, &window(100), slot)
             })
         };
         assert_eq!(observed(81), [false, false]);
         assert_eq!(observed(82), [true, false]);
         assert_eq!(observed(92), [true, true]);
         let obstructed = Closing::Unobserved { is_obstructed: true };
-        assert!(!tide(200, Some(200)).observes(obstructed, &window(100), 0));
-        assert!(tide(200, Some(200)).observes(Closing::Due, &window(100), 0));
+        assert!(!rules(200, Some(200)).observes(obstructed, &window(100), 0));
+        assert!(rules(200, Some(200)).observes(Closing::Due, &window(100), 0));
     }
 }
