@@ -953,6 +953,14 @@ GUARDS = [
         "it resend::yet_another_redis_gets_everything_once",
     ),
     Guard(
+        "a Redis that loads its data is not ready",
+        "acknowledge what is committed",
+        "src/stream/link.rs",
+        "        self.ping().await?;\n",
+        "",
+        "it outage::a_role_that_starts_waits_while_redis_loads_its_data",
+    ),
+    Guard(
         "one relay per name",
         "acknowledge what is committed",
         "src/stream/membership.rs",
