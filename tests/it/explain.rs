@@ -125,8 +125,11 @@ async fn whatever_is_missing_after_a_sender_has_died_is_explained() {
     let uuid = opened["window_uuid"].as_str().unwrap();
     let url = monitor.url(&format!("/api/monitor/windows/{uuid}"));
     let window = async || answer(get(&url).await.unwrap()).await.1;
-    eventually("some arrive", async || {
-        (window().await["received_reports"].as_u64() > Some(5)).then_some(())
+    let stats = service.url(&format!("/report-windows/{uuid}/stats"));
+    eventually("some arrive, and one is withheld", async || {
+        let withheld = answer(get(&stats).await.unwrap()).await.1["no_reported"].as_u64();
+        let received = window().await["received_reports"].as_u64();
+        (received > Some(5) && withheld > Some(0)).then_some(())
     })
     .await;
     service.kill().await;
