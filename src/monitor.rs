@@ -13,9 +13,13 @@ pub mod audits;
 pub mod closing;
 mod explain;
 pub mod ingest;
+pub mod known;
+pub mod lookups;
 pub mod pipeline;
+pub mod register;
 mod repository;
 pub mod sweep;
+pub mod together;
 pub mod watermark;
 pub mod window;
 
@@ -32,6 +36,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::audits::Audits;
 use self::closing::ClosingRules;
+use self::ingest::Arrivals;
+use self::known::KnownWindows;
+use self::lookups::Lookups;
 use self::repository::Filter;
 use self::window::StoredWindow;
 use crate::config::{
@@ -113,6 +120,12 @@ pub struct Monitor {
     pub max_hold: Duration,
     /// What allows to destroy and to send again; without it nobody may.
     pub admin_token: Option<AdminToken>,
+    /// Windows that were met lately.
+    pub known_windows: Arc<KnownWindows>,
+    /// Heartbeats that wait to be written.
+    pub arrivals: Arc<Arrivals>,
+    /// Those who wait to be told of a window.
+    pub lookups: Arc<Lookups>,
     /// Wakes the sweep when the watermark advances.
     pub wake_sweep: Arc<Notify>,
     /// What keeps the monitor from its work.
@@ -177,6 +190,9 @@ pub async fn serve(
         replay_grace: args.replay_grace,
         max_hold: args.max_hold,
         admin_token: args.admin_token,
+        known_windows: Arc::default(),
+        arrivals: Arc::default(),
+        lookups: Arc::default(),
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
     };

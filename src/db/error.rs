@@ -1,5 +1,7 @@
 //! What each failure of the database means.
 
+use std::sync::Arc;
+
 use sqlx::mysql::MySqlDatabaseError;
 
 /// What there is to do about a failure of the database.
@@ -31,18 +33,19 @@ impl Class {
     }
 }
 
-/// A failure of the database, with what there is to do about it.
-#[derive(Debug, thiserror::Error)]
+/// A failure of the database, with what there is to do about it. Cheap to clone: all who share a
+/// transaction learn of it.
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{source}")]
 pub struct Error {
     /// What there is to do.
     pub class: Class,
-    source: sqlx::Error,
+    source: Arc<sqlx::Error>,
 }
 
 impl From<sqlx::Error> for Error {
     fn from(source: sqlx::Error) -> Self {
-        Self { class: classify(&source), source }
+        Self { class: classify(&source), source: Arc::new(source) }
     }
 }
 
@@ -51,7 +54,19 @@ impl Error {
     #[must_use]
     pub fn contended(what: &str) -> Self {
         let source = sqlx::Error::Protocol(format!("others change {what} all the time"));
-        Self { class: Class::Unavailable, source }
+        Self { class: Class::Unavailable, source: Arc::new(source) }
+    }
+
+    /// The task that did the work has panicked.
+    #[must_use]
+    pub fn crashed() -> Self {
+        Self { class: Class::Bug, source: Arc::new(sqlx::Error::WorkerCrashed) }
+    }
+
+    /// More waits already than can be written soon: ask later.
+    #[must_use]
+    pub fn overloaded() -> Self {
+        sqlx::Error::PoolTimedOut.into()
     }
 
     /// A row that a table should never hold. `what` names table, row and column.

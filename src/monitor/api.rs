@@ -21,7 +21,7 @@ use uuid::Uuid;
 use self::views::{HeartbeatView, OutcomeView, SweptView, WindowPage, WindowView};
 use super::ingest::{self, Outcome};
 use super::repository::{self, Filter, Position};
-use super::{Monitor, explain, sweep};
+use super::{Monitor, explain, lookups, sweep};
 use crate::http::{ApiError, Body, Params, PathUuid};
 use crate::wire::{Announcement, Heartbeat, Timestamp, WireError};
 use crate::{clock, db, http};
@@ -187,7 +187,7 @@ async fn get_window(
 }
 
 async fn stored_window(monitor: &Monitor, uuid: Uuid) -> Result<WindowView, ApiError> {
-    let found = repository::find_window(&monitor.pool, uuid).await?;
+    let found = lookups::find_window(monitor, uuid).await?;
     found.map(WindowView::from).ok_or_else(|| unknown_window(uuid))
 }
 

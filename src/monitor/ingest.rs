@@ -1,33 +1,30 @@
 //! Taking heartbeats in: any batch, in any order, any number of times, gives the same ledger.
 //!
-//! A batch is written in one transaction, its rows sorted by primary key so that two batches never
-//! wait for each other in a circle. What each heartbeat meant is read back only when the number of
-//! affected rows says that some were there before.
+//! What arrives while the database is busy is written in one transaction, its rows sorted by primary
+//! key so that two transactions never wait for each other in a circle. What each heartbeat meant is
+//! read back only when the number of affected rows says that some were there before.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::Monitor;
+use super::register::{MAX_OPEN_WINDOWS, Sighting, register};
 use super::repository::{self, EventRow, Stored};
-use super::window::{StoredWindow, WindowStatus};
+use super::together::{Limits, Together};
+use super::window::StoredWindow;
 use crate::db;
-use crate::wire::{Announcement, Heartbeat, ServiceName, Slot, StreamId, Timestamp, Window};
+use crate::wire::{Announcement, Heartbeat, Slot, Timestamp, Window};
 
 /// How far a sender's clock may be ahead of the monitor's.
 pub const MAX_CLOCK_AHEAD: Duration = Duration::from_hours(24);
 
-/// Most windows of one service that may be open at a time.
-pub const MAX_OPEN_WINDOWS: u64 = 10_000;
-
-/// How often other requests may be faster in making the same windows known.
-const MAX_RACES: u32 = 20;
-
-/// By how much a smaller offset of a sender's clock is worth storing, in microseconds.
-const OFFSET_STEP_US: i64 = 50_000;
+/// Heartbeats of one transaction, and those that may wait for one. Two transactions at a time: while
+/// one waits for the disk, the other is prepared.
+const LIMITS: Limits = Limits { leaders: 2, group: 2_048, waiting: 50_000 };
 
 /// What became of a heartbeat or an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +77,27 @@ pub async fn announce(
     Ok(outcomes.collect())
 }
 
-/// Takes heartbeats in. Answers one outcome each, in order, after all are committed.
+/// A heartbeat, and when it arrived here.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// What arrived.
+    pub heartbeat: Arc<Heartbeat>,
+    /// The monitor's clock.
+    pub at: Timestamp,
+}
+
+/// Heartbeats that wait for the next transaction.
+#[derive(Debug)]
+pub struct Arrivals(Together<Arrival, Outcome>);
+
+impl Default for Arrivals {
+    fn default() -> Self {
+        Self(Together::new(LIMITS))
+    }
+}
+
+/// Takes heartbeats in, together with those of others who come at the same time. Answers one
+/// outcome each, in order, after all are committed.
 ///
 /// # Errors
 /// When the database does not do its part; some may be committed, and all may be sent again.
@@ -89,62 +106,31 @@ pub async fn ingest(
     heartbeats: Vec<Heartbeat>,
     now: Timestamp,
 ) -> Result<Vec<Outcome>, db::Error> {
-    let welcome = heartbeats.iter().filter(|heartbeat| check(heartbeat, now).is_ok());
-    let (known, _) = register(monitor, welcome.map(Sighting::from).collect(), now).await?;
-    let (batch, places) = Batch::sort(heartbeats, &known, now);
+    let arrival = |heartbeat| Arrival { heartbeat: Arc::new(heartbeat), at: now };
+    let arrivals = heartbeats.into_iter().map(arrival).collect();
+    let worker = monitor.clone();
+    let work = Arc::new(move |arrivals: Arc<[Arrival]>| {
+        let monitor = worker.clone();
+        let carried_out: BoxFuture<'static, _> = Box::pin(async move {
+            let taken = take(&monitor, &arrivals).await;
+            if taken.as_ref().is_err_and(|error| error.class != db::Class::Data) {
+                monitor.known_windows.forget();
+            }
+            taken
+        });
+        carried_out
+    });
+    monitor.arrivals.0.call(arrivals, work).await
+}
+
+async fn take(monitor: &Monitor, arrivals: &[Arrival]) -> Result<Vec<Outcome>, db::Error> {
+    let welcome = arrivals.iter().filter(|arrival| check(arrival).is_ok());
+    let sightings = welcome.clone().map(|arrival| Sighting::from(&*arrival.heartbeat));
+    let Some(now) = arrivals.iter().map(|arrival| arrival.at).max() else { return Ok(Vec::new()) };
+    let (known, _) = register(monitor, sightings.collect(), now).await?;
+    let (batch, places) = Batch::sort(arrivals, &known);
     let stored = store(monitor, batch, now).await?;
     Ok(outcomes(places, &stored))
-}
-
-/// What a message says of its window.
-#[derive(Clone, Debug)]
-pub struct Sighting {
-    /// The window as the message defines it.
-    pub window: Window,
-    /// Whether the message came through the stream.
-    pub via_stream: bool,
-    /// How far the sender's clock is behind the stream's, in microseconds, at the most.
-    pub clock_offset_us: Option<i64>,
-}
-
-impl Sighting {
-    fn new(window: &Window, stream_id: Option<StreamId>, offset_us: Option<i64>) -> Self {
-        // A clock that is further off than a day says nothing about when anything is due.
-        let longest = i64::try_from(MAX_CLOCK_AHEAD.as_micros()).unwrap_or(i64::MAX);
-        let clock_offset_us = offset_us.filter(|offset| *offset <= longest);
-        Self { window: window.clone(), via_stream: stream_id.is_some(), clock_offset_us }
-    }
-
-    /// Takes what another message says of the same window.
-    fn merge(&mut self, other: &Self) {
-        self.via_stream |= other.via_stream;
-        self.clock_offset_us = match (self.clock_offset_us, other.clock_offset_us) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
-    }
-
-    /// Whether it says what is not stored yet. An offset that is only a little smaller is not worth
-    /// a write.
-    fn corrects(&self, stored: &StoredWindow) -> bool {
-        let offset = |us: Option<i64>| us.unwrap_or(i64::MAX);
-        let is_smaller = offset(self.clock_offset_us)
-            < offset(stored.clock_offset_us).saturating_sub(OFFSET_STEP_US);
-        stored.status == WindowStatus::Open
-            && ((self.via_stream && !stored.via_stream) || is_smaller)
-    }
-}
-
-impl From<&Heartbeat> for Sighting {
-    fn from(heartbeat: &Heartbeat) -> Self {
-        Self::new(&heartbeat.window, heartbeat.stream_id, heartbeat.clock_offset_us())
-    }
-}
-
-impl From<&Announcement> for Sighting {
-    fn from(told: &Announcement) -> Self {
-        Self::new(&told.window, told.stream_id, told.clock_offset_us())
-    }
 }
 
 /// Where one heartbeat of a batch went.
@@ -164,24 +150,15 @@ struct Batch {
 }
 
 impl Batch {
-    fn sort(
-        heartbeats: Vec<Heartbeat>,
-        known: &HashMap<Uuid, StoredWindow>,
-        now: Timestamp,
-    ) -> (Self, Vec<Place>) {
+    fn sort(arrivals: &[Arrival], known: &HashMap<Uuid, Arc<StoredWindow>>) -> (Self, Vec<Place>) {
         let mut batch = Self::default();
-        let places = heartbeats.into_iter().map(|heartbeat| batch.add(heartbeat, known, now));
-        let places = places.collect();
+        let places = arrivals.iter().map(|arrival| batch.add(arrival, known)).collect();
         (batch, places)
     }
 
-    fn add(
-        &mut self,
-        heartbeat: Heartbeat,
-        known: &HashMap<Uuid, StoredWindow>,
-        now: Timestamp,
-    ) -> Place {
-        let stored = check(&heartbeat, now).and_then(|()| owned(known, &heartbeat.window));
+    fn add(&mut self, arrival: &Arrival, known: &HashMap<Uuid, Arc<StoredWindow>>) -> Place {
+        let heartbeat = &arrival.heartbeat;
+        let stored = check(arrival).and_then(|()| owned(known, &heartbeat.window));
         let stored = match stored {
             Ok(stored) => stored,
             Err(reason) => return Place::Nowhere(reason),
@@ -189,20 +166,20 @@ impl Batch {
         match heartbeat.slot_in(&stored.window) {
             Slot::Scheduled(slot) => {
                 let key = (stored.id, slot);
-                let first = EventRow::add(&mut self.scheduled, key, heartbeat);
+                let first = EventRow::add(&mut self.scheduled, key, arrival);
                 Place::Scheduled(key, first)
             }
             Slot::Unscheduled(number) => {
-                EventRow::add(&mut self.unscheduled, (stored.id, number), heartbeat);
+                EventRow::add(&mut self.unscheduled, (stored.id, number), arrival);
                 Place::Unscheduled
             }
         }
     }
 }
 
-fn check(heartbeat: &Heartbeat, now: Timestamp) -> Result<(), String> {
-    check_window(&heartbeat.window, now)?;
-    check_ahead("timestamp", heartbeat.timestamp, now)
+fn check(Arrival { heartbeat, at }: &Arrival) -> Result<(), String> {
+    check_window(&heartbeat.window, *at)?;
+    check_ahead("timestamp", heartbeat.timestamp, *at)
 }
 
 fn check_window(window: &Window, now: Timestamp) -> Result<(), String> {
@@ -221,7 +198,7 @@ fn check_ahead(name: &str, at: Timestamp, now: Timestamp) -> Result<(), String> 
 
 /// The window as it is stored, if it belongs to the same service.
 fn owned<'k>(
-    known: &'k HashMap<Uuid, StoredWindow>,
+    known: &'k HashMap<Uuid, Arc<StoredWindow>>,
     window: &Window,
 ) -> Result<&'k StoredWindow, String> {
     match known.get(&window.uuid) {
@@ -232,93 +209,6 @@ fn owned<'k>(
             window.uuid
         )),
     }
-}
-
-/// Makes sure that windows are known; a window's first definition stands. Answers all of them, and
-/// which were new.
-async fn register(
-    monitor: &Monitor,
-    sightings: Vec<Sighting>,
-    now: Timestamp,
-) -> Result<(HashMap<Uuid, StoredWindow>, BTreeSet<Uuid>), db::Error> {
-    let mut sighted: BTreeMap<Uuid, Sighting> = BTreeMap::new();
-    for sighting in sightings {
-        match sighted.entry(sighting.window.uuid) {
-            Entry::Vacant(vacant) => drop(vacant.insert(sighting)),
-            Entry::Occupied(mut first) => first.get_mut().merge(&sighting),
-        }
-    }
-    let uuids: Vec<Uuid> = sighted.keys().copied().collect();
-    let mut known = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
-    correct(monitor, &known, &sighted).await?;
-    let mut new = sighted.clone();
-    new.retain(|uuid, _| !known.contains_key(uuid));
-    leave_out_crowded(monitor, &mut new).await?;
-    let mut inserted = BTreeSet::new();
-    for _ in 0..MAX_RACES {
-        if new.is_empty() {
-            return Ok((known, inserted));
-        }
-        let definitions: Arc<[Sighting]> = new.values().cloned().collect();
-        let all_new = db::transaction(&monitor.pool, "register windows", move |connection| {
-            let definitions = Arc::clone(&definitions);
-            Box::pin(async move { repository::insert_windows(connection, &definitions, now).await })
-        })
-        .await?;
-        if all_new {
-            inserted.extend(new.keys().copied());
-        }
-        // Ours, or those of another request that was faster; the rest is tried again.
-        let uuids: Vec<Uuid> = new.keys().copied().collect();
-        let found = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
-        correct(monitor, &found, &sighted).await?;
-        new.retain(|uuid, _| !found.contains_key(uuid));
-        known.extend(found);
-    }
-    Err(db::Error::contended("windows"))
-}
-
-/// Stores what messages say of windows that are known and open, where it is news.
-async fn correct(
-    monitor: &Monitor,
-    known: &HashMap<Uuid, StoredWindow>,
-    sighted: &BTreeMap<Uuid, Sighting>,
-) -> Result<(), db::Error> {
-    let corrections = known.values().filter_map(|stored| {
-        let sighting = sighted.get(&stored.window.uuid)?;
-        let is_owner = sighting.window.service == stored.window.service;
-        (is_owner && sighting.corrects(stored))
-            .then_some((stored.id, (sighting.via_stream, sighting.clock_offset_us)))
-    });
-    let corrections: Arc<BTreeMap<_, _>> = Arc::new(corrections.collect());
-    if corrections.is_empty() {
-        return Ok(());
-    }
-    db::transaction(&monitor.pool, "correct windows", move |connection| {
-        let corrections = Arc::clone(&corrections);
-        Box::pin(async move { repository::correct_windows(connection, &corrections).await })
-    })
-    .await
-}
-
-/// Leaves out new windows of services that have too many open ones already.
-async fn leave_out_crowded(
-    monitor: &Monitor,
-    new: &mut BTreeMap<Uuid, Sighting>,
-) -> Result<(), db::Error> {
-    let mut room: HashMap<ServiceName, u64> = HashMap::new();
-    for service in new.values().map(|sighting| &sighting.window.service).collect::<BTreeSet<_>>() {
-        let open = repository::open_windows(&monitor.pool, service).await?;
-        room.insert(service.clone(), MAX_OPEN_WINDOWS.saturating_sub(open));
-    }
-    new.retain(|_, sighting| match room.get_mut(&sighting.window.service) {
-        Some(left) if *left > 0 => {
-            *left -= 1;
-            true
-        }
-        _ => false,
-    });
-    Ok(())
 }
 
 /// Writes a batch in one transaction. Answers what was there before, for rows that were not new.
@@ -334,8 +224,8 @@ async fn store(
     db::transaction(&monitor.pool, "store heartbeats", move |connection| {
         let batch = Arc::clone(&batch);
         Box::pin(async move {
-            repository::insert_unscheduled(connection, &batch.unscheduled, now).await?;
-            let affected = repository::insert_events(connection, &batch.scheduled, now).await?;
+            repository::insert_unscheduled(connection, &batch.unscheduled).await?;
+            let affected = repository::insert_events(connection, &batch.scheduled).await?;
             if affected == batch.scheduled.len() as u64 {
                 return Ok(HashMap::new());
             }

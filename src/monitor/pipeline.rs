@@ -66,7 +66,7 @@ pub async fn accept(
                 repository::store_report(connection, &report, now).await?;
                 if news != News::Overtaken {
                     repository::store_progress(connection, &report, &progress, now).await?;
-                    repository::store_obstacles(connection, &report).await?;
+                    repository::store_obstacles(connection, &report, news, now).await?;
                     repository::store_conditions(connection, &report, news, now).await?;
                 }
                 Ok((news, before, progress))

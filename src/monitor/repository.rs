@@ -35,7 +35,7 @@ pub(super) use pipelines::{
     store_progress, store_report,
 };
 pub(super) use windows::{
-    Filter, Position, correct_windows, counts, find_window, insert_windows, list_windows,
+    Filter, Position, correct_windows, counts, find_windows, insert_windows, list_windows,
     open_windows, windows_by_id, windows_by_uuid,
 };
 

@@ -238,8 +238,8 @@ fn reason_held(
             watermark()
         )),
         Closing::BeingResent => Some(format!(
-            "was to close at {closes_at}, but its service is sending again what a lost Redis took \
-             along"
+            "was to close at {closes_at}, but its service has yet to send again what a lost Redis \
+             took along"
         )),
         Closing::Suspect => Some(format!(
             "was to close at {closes_at}, but one of its messages makes the monitor fail; it is \

@@ -146,6 +146,7 @@ mod tests {
             breaker: Breaker::Closed,
             suspects: Vec::new(),
             resending: Vec::new(),
+            resent: Vec::new(),
             dead_letters_total: 0,
             dead_letters: Vec::new(),
             silent_groups: Vec::new(),

@@ -13,7 +13,10 @@ use crate::wire::Timestamp;
 
 pub(super) use audit::{AuditRow, StoredTick, audit, insert_tick, mark_sent, totals, unsent_ticks};
 pub use audit::{AuditTotals, totals_by_window};
-pub(super) use resending::{announced_elsewhere, known_redis, published_elsewhere, remember_redis};
+pub(super) use resending::{
+    Elsewhere, announced_elsewhere, known_redis, note_delivered, published_elsewhere,
+    remember_redis,
+};
 pub use windows::PlannedWindow;
 pub(super) use windows::{
     ListedWindow, claim_windows, finish, insert_window, last_continuous_end, list_windows,

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Payments;
 use super::publish::{self, PublishError};
-use super::repository;
+use super::repository::{self, Elsewhere};
 use crate::stream::{Observation, StreamError};
 use crate::wire::Timestamp;
 use crate::{db, shutdown};
@@ -25,6 +25,8 @@ const AT_LEAST: Duration = Duration::from_mins(2);
 const MARGIN: Duration = Duration::from_millis(2);
 /// How far delivery must have come before that is stored again.
 const STORE_EVERY: Duration = Duration::from_secs(5);
+/// How far delivery must have come while everything is sent again before that is stored.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// Looks from one search for stragglers to the next.
 const LOOKS_PER_SEARCH: u32 = 5;
 /// Messages that one step sends again.
@@ -136,6 +138,8 @@ pub struct Watch {
     seen_to: watch::Sender<SeenTo>,
     /// Since when everything is sent again that had been delivered, for good measure.
     rest_since: Option<Timestamp>,
+    /// The last instant of which it is stored that all before has arrived.
+    noted: Option<Timestamp>,
     looks: u32,
 }
 
@@ -186,15 +190,16 @@ impl Watch {
     /// Sends again what was not delivered to the monitor and may be lost with the known Redis.
     /// Answers false if Redis turned out to be yet another meanwhile.
     async fn catch_up(
-        &self,
+        &mut self,
         payments: &Payments,
         known: &Known,
         seen: &Observation,
     ) -> Result<bool, PublishError> {
         let since = known.undelivered_since();
         tracing::warn!(%since, "Redis was emptied, replaced or restarted: sending again");
-        let which = (seen.identity.as_str(), true);
-        let is_done = self.announce_again(payments, which.0, known.resend_since()).await?
+        let identity = seen.identity.as_str();
+        let which = Elsewhere { identity, and_unknown: true, and_delivered: false };
+        let is_done = self.announce_again(payments, identity, known.resend_since()).await?
             && self.send_again(payments, which, since, u32::MAX).await?;
         if is_done {
             tracing::info!("everything that was not delivered is sent again");
@@ -210,7 +215,8 @@ impl Watch {
         seen: &Observation,
     ) -> Result<(), PublishError> {
         let Some(since) = self.rest_since else { return Ok(()) };
-        let which = (seen.identity.as_str(), true);
+        let identity = seen.identity.as_str();
+        let which = Elsewhere { identity, and_unknown: true, and_delivered: true };
         if self.send_again(payments, which, since, STEPS_PER_LOOK).await? {
             self.rest_since = None;
         }
@@ -241,26 +247,47 @@ impl Watch {
     /// Sends again what was published since an instant, and not to this Redis, in so many steps at
     /// the most. Answers whether that was all; it was not if Redis turned out to be yet another.
     async fn send_again(
-        &self,
+        &mut self,
         payments: &Payments,
-        (identity, and_unknown): (&str, bool),
+        which: Elsewhere<'_>,
         since: Timestamp,
         steps: u32,
     ) -> Result<bool, PublishError> {
         let mut place = (since, 0);
         for _ in 0..steps {
-            let which = (identity, and_unknown);
             let page = repository::published_elsewhere(payments, which, place, SENDS_PER_STEP);
             let (ticks, last) = db::patiently(page).await?;
             let Some(last) = last else { return Ok(true) };
             publish::send(payments, &ticks).await?;
             place = last;
             let seen_to = self.seen_to.borrow().clone();
-            if observe(payments, &seen_to).await?.identity != identity {
+            let seen = observe(payments, &seen_to).await?;
+            if seen.identity != which.identity {
                 return Ok(false);
+            }
+            if !which.and_delivered {
+                self.note_delivered(payments, &seen).await?;
             }
         }
         Ok(false)
+    }
+
+    /// Stores how far delivery has come with a Redis while everything is sent again to it: should
+    /// it be lost before that is done, the next need not get all from the beginning. Otherwise a
+    /// service to which this happens again and again would have more to send each time.
+    async fn note_delivered(
+        &mut self,
+        payments: &Payments,
+        seen: &Observation,
+    ) -> Result<(), PublishError> {
+        let Some(until) = seen.watermark.map(|watermark| watermark.minus(MARGIN)) else {
+            return Ok(());
+        };
+        if self.noted.is_none_or(|noted| until < noted || noted.plus(NOTE_EVERY) <= until) {
+            repository::note_delivered(payments, &seen.identity, until).await?;
+            self.noted = Some(until);
+        }
+        Ok(())
     }
 
     /// Looks for what was written to another Redis and marked only after everything was sent again,
@@ -274,7 +301,9 @@ impl Watch {
         if self.looks == 0 {
             let since = seen.now.minus(AT_LEAST);
             if self.announce_again(payments, &seen.identity, since).await? {
-                self.send_again(payments, (&seen.identity, false), since, STEPS_PER_LOOK).await?;
+                let identity = seen.identity.as_str();
+                let which = Elsewhere { identity, and_unknown: false, and_delivered: true };
+                self.send_again(payments, which, since, STEPS_PER_LOOK).await?;
             }
         }
         Ok(())

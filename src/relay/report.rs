@@ -196,8 +196,8 @@ impl Reporter {
             heartbeats: survey.heartbeats,
             breaker: self.delivery.gate.report(),
             suspects: survey.suspects,
-            // Of those beyond, the grace after a loss takes care.
-            resending: survey.resending.into_iter().take(MOST_ITEMS).collect(),
+            resending: survey.resending,
+            resent: survey.resent,
             dead_letters_total: survey.dead_letters,
             dead_letters: letters.iter().filter_map(told).collect(),
             silent_groups: self.memory.silent_groups.clone(),

@@ -23,7 +23,8 @@ use crate::wire::{MOST_ITEMS, StreamState, Suspect, SuspectReport, Timestamp};
 ///
 /// A sender that was here within 30 s and has not seen to this Redis is sending again, and so is one
 /// whose last entry of these is not delivered yet: it is younger than the windows that it belongs
-/// to. One that was not here for an hour is forgotten.
+/// to. A service all of whose senders are done, one of them within a minute, has sent again. One that
+/// was not here for an hour is forgotten.
 const SURVEY: &str = r"
 local streams, group = {KEYS[2], KEYS[3]}, ARGV[2]
 local is_suspect, suspects = {}, {}
@@ -71,21 +72,30 @@ for number, stream in ipairs(streams) do
   states[number] = {facts['lag'] or -1, facts['pending'], oldest or ''}
 end
 redis.call('HSET', KEYS[5], group, string.format('%.0f', settled))
-local is_resending, resending = {}, {}
+local is_resending, has_resent = {}, {}
 local senders = redis.call('HGETALL', KEYS[7])
 for i = 1, #senders, 2 do
   local service = string.match(senders[i], '^(.*)/')
   local seen_to, at, done_at = string.match(senders[i + 1], '^(%S*) (%d+) (%d+)$')
   local age = math.abs(now - tonumber(at))
+  local is_done = seen_to == identity and tonumber(done_at) <= watermark
   if age > 3600000 then
     redis.call('HDEL', KEYS[7], senders[i])
-  elseif age < 30000 and (seen_to ~= identity or tonumber(done_at) > watermark)
-    and not is_resending[service] then
+  elseif not is_done and age < 30000 then
     is_resending[service] = true
-    resending[#resending + 1] = service
+  elseif is_done and math.abs(now - tonumber(done_at)) < 60000 then
+    has_resent[service] = true
   end
 end
-return {identity, now, watermark, states, suspects, redis.call('XLEN', KEYS[6]), resending}
+local resending, resent = {}, {}
+for service in pairs(is_resending) do
+  if #resending < tonumber(ARGV[3]) then resending[#resending + 1] = service end
+  has_resent[service] = nil
+end
+for service in pairs(has_resent) do
+  if #resent < tonumber(ARGV[3]) then resent[#resent + 1] = service end
+end
+return {identity, now, watermark, states, suspects, redis.call('XLEN', KEYS[6]), resending, resent}
 ";
 
 /// Notes that a sender is here, and which Redis it has seen to. Answers the smallest watermark that
@@ -144,6 +154,8 @@ pub struct Survey {
     pub dead_letters: u64,
     /// Services that are here and have not sent again what this Redis may lack.
     pub resending: Vec<String>,
+    /// Services that have done so within the last minute, and all of it is delivered.
+    pub resent: Vec<String>,
 }
 
 /// What a sender sees of the streams.
@@ -158,7 +170,7 @@ pub struct Observation {
 }
 
 /// What [`SURVEY`] answers.
-type Surveyed = (String, u64, u64, (State, State), Vec<Value>, u64, Vec<String>);
+type Surveyed = (String, u64, u64, (State, State), Vec<Value>, u64, Vec<String>, Vec<String>);
 /// Lag or -1, pending, and the oldest of these or nothing.
 type State = (i64, u64, String);
 
@@ -175,7 +187,7 @@ impl Group {
         command.arg(&[stream.suspects(name), stream.watermarks(), stream.dead().to_owned()]);
         command.arg(stream.senders()).arg(new_epoch()).arg(name).arg(MOST_ITEMS);
         let surveyed: Surveyed = self.writer.query(&command).await?;
-        let (identity, now, watermark, (windows, heartbeats), suspects, letters, resending) =
+        let (identity, now, watermark, (windows, heartbeats), suspects, letters, resending, resent) =
             surveyed;
         Ok(Survey {
             identity,
@@ -186,6 +198,7 @@ impl Group {
             suspects: suspects.into_iter().filter_map(|value| self.suspect(value)).collect(),
             dead_letters: letters,
             resending,
+            resent,
         })
     }
 

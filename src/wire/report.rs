@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{StreamId, Timestamp, WireError};
 
-/// Most suspects, dead letters, silent groups and services that send again of one report, each.
+/// Most suspects, dead letters, silent groups, and services that send or have sent again, of one report.
 pub const MOST_ITEMS: usize = 1_000;
 /// Longest name in a report, in bytes.
 pub const LONGEST_NAME: usize = 200;
@@ -44,6 +44,9 @@ pub struct PipelineReport {
     /// Services that are at work and have not yet sent again what a new Redis may lack.
     #[serde(default)]
     pub resending: Vec<String>,
+    /// Services that have done so within the last minute, and all of it is delivered.
+    #[serde(default)]
+    pub resent: Vec<String>,
     /// Dead letters in Redis.
     pub dead_letters_total: u64,
     /// Dead letters that no report has told of before.
@@ -129,7 +132,7 @@ impl PipelineReport {
         let streams = self.suspects.iter().map(|suspect| &suspect.stream);
         let streams = streams.chain(self.dead_letters.iter().map(|letter| &letter.stream));
         let names = [&self.relay, &self.group, &self.stream, &self.redis_identity];
-        let others = self.silent_groups.iter().chain(&self.resending);
+        let others = self.silent_groups.iter().chain(&self.resending).chain(&self.resent);
         for name in names.into_iter().chain(streams).chain(others) {
             if name.is_empty() || name.len() > LONGEST_NAME {
                 return Err(WireError::invalid(format!(
@@ -147,9 +150,9 @@ impl PipelineReport {
             let text = format!("a reason may have at most {LONGEST_REASON} bytes");
             return Err(WireError::invalid(text));
         }
-        let Self { suspects, dead_letters, silent_groups, resending, .. } = self;
-        let items = [suspects.len(), dead_letters.len(), silent_groups.len(), resending.len()];
-        if items.iter().any(|items| *items > MOST_ITEMS) {
+        let names = [&self.silent_groups, &self.resending, &self.resent].map(Vec::len);
+        let items = [self.suspects.len(), self.dead_letters.len()].into_iter().chain(names);
+        if items.into_iter().any(|items| items > MOST_ITEMS) {
             return Err(WireError::invalid(format!("a list may have at most {MOST_ITEMS} items")));
         }
         Ok(())

@@ -155,14 +155,68 @@ async fn a_service_that_sends_again_holds_up_its_own_windows_only() {
     assert_eq!(sweep::sweep_all(&monitor, over).await.unwrap(), 1);
     assert_eq!(stored(&monitor, &other).await.status, WindowStatus::Alert);
     let reason = reason_held(&monitor, &resent, over).await;
-    assert!(reason.contains("is sending again"), "{reason}");
+    assert!(reason.contains("has yet to send again"), "{reason}");
     ingest::ingest(&monitor, (0..3).map(|slot| heartbeat(&resent, slot)).collect(), over)
         .await
         .unwrap();
     let later = over.plus(Duration::from_secs(2));
-    pipeline::accept(&monitor, report(later), later).await.unwrap();
+    pipeline::accept(&monitor, done(later), later).await.unwrap();
     assert_eq!(sweep::sweep_all(&monitor, later).await.unwrap(), 1);
     assert_eq!(stored(&monitor, &resent).await.status, WindowStatus::Closed);
+}
+
+/// A report that a service has sent everything again.
+fn done(at: Timestamp) -> PipelineReport {
+    PipelineReport { resent: vec!["payments-a".to_owned()], ..report(at) }
+}
+
+/// A service that stands still when Redis is lost can say nothing to the next one.
+#[tokio::test]
+async fn a_silent_service_is_waited_for_when_redis_is_lost() {
+    for is_known_to_owe in [true, false] {
+        let mut monitor = Ground::new().await.monitor().await;
+        monitor.replay_grace = Duration::ZERO;
+        let window = announced(&monitor, "payments-a", 3).await;
+        let over = window.ends_at().plus(Duration::from_mins(1));
+        let mut told = report(window.from());
+        if is_known_to_owe {
+            told.resending.push("payments-a".to_owned());
+        }
+        pipeline::accept(&monitor, told, over).await.unwrap();
+        let after = |seconds| over.plus(Duration::from_secs(seconds));
+        let of_another = |report| PipelineReport { redis_identity: "another".to_owned(), ..report };
+        for seconds in [1, 2, 25] {
+            let told = of_another(report(after(seconds)));
+            pipeline::accept(&monitor, told, after(seconds)).await.unwrap();
+            assert_eq!(sweep::sweep_all(&monitor, after(seconds)).await.unwrap(), 0, "{seconds}");
+        }
+        // It shows itself at last, and has then all the time that it needs.
+        let resending = vec!["payments-a".to_owned()];
+        let told = PipelineReport { resending, ..of_another(report(after(30))) };
+        pipeline::accept(&monitor, told, after(30)).await.unwrap();
+        assert_eq!(sweep::sweep_all(&monitor, after(59)).await.unwrap(), 0);
+        pipeline::accept(&monitor, of_another(report(after(59))), after(59)).await.unwrap();
+        assert_eq!(sweep::sweep_all(&monitor, after(59)).await.unwrap(), 0);
+        pipeline::accept(&monitor, of_another(done(after(60))), after(60)).await.unwrap();
+        assert_eq!(sweep::sweep_all(&monitor, after(60)).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_never_comes_back_is_not_waited_for_for_ever() {
+    let mut monitor = Ground::new().await.monitor().await;
+    monitor.replay_grace = Duration::ZERO;
+    let window = announced(&monitor, "payments-a", 3).await;
+    let over = window.ends_at().plus(Duration::from_mins(1));
+    pipeline::accept(&monitor, report(window.from()), over).await.unwrap();
+    let after = |seconds| over.plus(Duration::from_secs(seconds));
+    for (seconds, closed) in [(1, 0), (30, 0), (31, 1)] {
+        let told =
+            PipelineReport { redis_identity: "another".to_owned(), ..report(after(seconds)) };
+        pipeline::accept(&monitor, told, after(seconds)).await.unwrap();
+        assert_eq!(sweep::sweep_all(&monitor, after(seconds)).await.unwrap(), closed, "{seconds}");
+    }
+    assert_eq!(stored(&monitor, &window).await.status, WindowStatus::Alert);
 }
 
 #[tokio::test]

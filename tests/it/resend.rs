@@ -7,6 +7,7 @@ use heartbeat::payments::emitter::Emitter;
 use heartbeat::payments::plan::{Overrides, Plan};
 use heartbeat::payments::resend::Watch;
 use heartbeat::payments::{Payments, emitter, publish};
+use heartbeat::stream::Source;
 use heartbeat::wire::{Heartbeat, Tick};
 use redis::AsyncCommands;
 use redis::streams::StreamRangeReply;
@@ -185,6 +186,65 @@ async fn yet_another_redis_gets_everything_once() {
     looked.expect("it ends").unwrap();
     watch.look(&payments).await.unwrap();
     assert_eq!(in_stream(&ground).await, (vec![0, 1, 2], 1), "each is sent to the last one once");
+}
+
+/// A Redis that is lost again and again must not make a service send everything from the beginning
+/// each time.
+#[tokio::test]
+async fn what_has_arrived_meanwhile_is_not_sent_yet_another_time() {
+    const PAGE: usize = 256;
+    let ground = Ground::new().await;
+    let payments = ground.payments("payments-a").await;
+    Watch::default().look(&payments).await.unwrap();
+    for _ in 0..40 {
+        sent(&payments, 50).await;
+    }
+    ground.empty_redis().await;
+    let group = ground.group("me");
+    group.create().await.unwrap();
+    let key = ground.stream.reports();
+    let length = async || ground.redis().await.xlen::<_, usize>(key).await.unwrap();
+    let some =
+        eventually("some pages are sent", async || (length().await > 2 * PAGE).then_some(()));
+    look_until(&payments, some).await;
+    let identity = |beats: Vec<Heartbeat>| -> BTreeSet<(Uuid, i64)> {
+        beats.iter().map(|beat| (beat.window.uuid, beat.slot.unwrap())).collect()
+    };
+    let arrived = identity(heartbeats(&ground).await);
+    while let entries = group.read_new(1_000).await.unwrap()
+        && !entries.is_empty()
+    {
+        for source in Source::ALL {
+            let of_source = entries.iter().filter(|entry| entry.source == source);
+            let ids: Vec<_> = of_source.map(|entry| entry.id).collect();
+            if !ids.is_empty() {
+                group.acknowledge(source, &ids).await.unwrap();
+            }
+        }
+    }
+    group.survey().await.unwrap();
+    let noted = eventually("it is noted", async || {
+        let marks = sqlx::query("SELECT 1 FROM delivered_marks").fetch_optional(&payments.pool);
+        marks.await.unwrap()
+    });
+    look_until(&payments, async { drop(noted.await) }).await;
+    ground.empty_redis().await;
+    Watch::default().look(&payments).await.unwrap();
+    let again = identity(heartbeats(&ground).await);
+    assert_eq!(arrived.union(&again).count(), 2_000);
+    // One page may have been written and not marked when the first look was cut short.
+    let twice = arrived.intersection(&again).count();
+    assert!(twice <= PAGE && PAGE < arrived.len(), "{twice} of {}", arrived.len());
+}
+
+/// A look that is cut short, as by a loss of Redis.
+async fn look_until(payments: &Payments, enough: impl Future<Output = ()>) {
+    tokio::select! {
+        looked = async { Watch::default().look(payments).await } => {
+            panic!("it was to be cut short: {looked:?}")
+        }
+        () = enough => (),
+    }
 }
 
 /// The real executables: nothing that FLUSHALL destroys is missed in the end.

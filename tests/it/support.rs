@@ -75,6 +75,7 @@ pub fn report(watermark: Timestamp) -> PipelineReport {
         breaker: Breaker::Closed,
         suspects: Vec::new(),
         resending: Vec::new(),
+        resent: Vec::new(),
         dead_letters_total: 0,
         dead_letters: Vec::new(),
         silent_groups: Vec::new(),

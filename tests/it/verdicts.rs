@@ -257,7 +257,11 @@ async fn what_holds_up_a_window_holds_up_that_its_heartbeats_are_lost() {
             "in_transit",
             "its service is sending again",
         ),
-        (later(3), "lost", "the watermark, 10:00:13, is past that"),
+        (
+            PipelineReport { resent: vec!["payments-a".to_owned()], ..later(3) },
+            "lost",
+            "the watermark, 10:00:13, is past that",
+        ),
     ] {
         ledgers.accept(report).await;
         let shown = ledgers.shown(&monitor).await;

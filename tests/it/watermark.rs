@@ -139,6 +139,11 @@ async fn services_that_send_again_are_named_while_they_do() {
     group.read_new(1).await.unwrap();
     group.acknowledge(Source::Heartbeats, &[id]).await.unwrap();
     eventually("it is delivered", async || resending().await.is_empty().then_some(())).await;
+    assert_eq!(group.survey().await.unwrap().resent, ["payments-b"], "the others owed nothing");
+    observe("payments-b", "two", "").await;
+    let survey = group.survey().await.unwrap();
+    assert_eq!((survey.resending, survey.resent), (vec!["payments-b".to_owned()], vec![]));
+    observe("payments-b", "two", &identity).await;
     observe("payments-b", "one", "").await;
     // One that was here long ago is not.
     let mut redis = ground.redis().await;

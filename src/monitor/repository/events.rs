@@ -1,5 +1,6 @@
 //! Rows of `events` and `unscheduled_events`: what is known of each slot.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
@@ -9,12 +10,13 @@ use sqlx::{MySql, MySqlPool, Row};
 
 use super::{chunks, push_list};
 use crate::db;
-use crate::wire::{Heartbeat, Timestamp, Window};
+use crate::monitor::ingest::Arrival;
+use crate::wire::{Timestamp, Window};
 
 /// One row to write: the first heartbeat of an identity, and how many more the batch held.
 #[derive(Clone, Debug)]
 pub(in crate::monitor) struct EventRow {
-    heartbeat: Heartbeat,
+    first: Arrival,
     deliveries: u32,
     conflicts: u32,
 }
@@ -24,16 +26,18 @@ impl EventRow {
     pub(in crate::monitor) fn add<K: Ord>(
         rows: &mut BTreeMap<K, Self>,
         key: K,
-        heartbeat: Heartbeat,
+        arrival: &Arrival,
     ) -> bool {
-        match rows.get_mut(&key) {
-            None => {
-                rows.insert(key, Self { heartbeat, deliveries: 1, conflicts: 0 });
+        match rows.entry(key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Self { first: arrival.clone(), deliveries: 1, conflicts: 0 });
                 true
             }
-            Some(row) => {
+            Entry::Occupied(mut row) => {
+                let row = row.get_mut();
+                let says_the_same = row.first.heartbeat.says_the_same(&arrival.heartbeat);
                 row.deliveries += 1;
-                row.conflicts += u32::from(!row.heartbeat.says_the_same(&heartbeat));
+                row.conflicts += u32::from(!says_the_same);
                 false
             }
         }
@@ -93,20 +97,18 @@ const ON_UNSCHEDULED_EXISTS: &str = " ON DUPLICATE KEY UPDATE \
 pub(in crate::monitor) async fn insert_events(
     connection: &mut db::Connection,
     rows: &BTreeMap<(i64, u32), EventRow>,
-    now: Timestamp,
 ) -> Result<u64, db::Error> {
     let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, i64::from(*slot), row)).collect();
-    insert(connection, "events", ON_EVENT_EXISTS, &rows, now).await
+    insert(connection, "events", ON_EVENT_EXISTS, &rows).await
 }
 
 /// Writes heartbeats that lie outside of their window's slots.
 pub(in crate::monitor) async fn insert_unscheduled(
     connection: &mut db::Connection,
     rows: &BTreeMap<(i64, i64), EventRow>,
-    now: Timestamp,
 ) -> Result<u64, db::Error> {
     let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, *slot, row)).collect();
-    insert(connection, "unscheduled_events", ON_UNSCHEDULED_EXISTS, &rows, now).await
+    insert(connection, "unscheduled_events", ON_UNSCHEDULED_EXISTS, &rows).await
 }
 
 async fn insert(
@@ -114,9 +116,7 @@ async fn insert(
     table: &str,
     on_exists: &str,
     rows: &[(i64, i64, &EventRow)],
-    now: Timestamp,
 ) -> Result<u64, db::Error> {
-    let now = DateTime::<Utc>::from(now);
     let mut affected = 0;
     for chunk in chunks(rows) {
         let mut query = QueryBuilder::<MySql>::new("INSERT INTO ");
@@ -125,7 +125,7 @@ async fn insert(
              deliveries, conflicts) ",
         );
         query.push_values(chunk, |mut values, (window_id, slot, row)| {
-            let heartbeat = &row.heartbeat;
+            let Arrival { heartbeat, at } = &row.first;
             values
                 .push_bind(window_id)
                 .push_bind(slot)
@@ -133,7 +133,7 @@ async fn insert(
                 .push_bind(DateTime::<Utc>::from(heartbeat.timestamp))
                 .push_bind(heartbeat.status.message())
                 .push_bind(heartbeat.stream_id.map(|id| id.to_string()))
-                .push_bind(now)
+                .push_bind(DateTime::<Utc>::from(*at))
                 .push_bind(row.deliveries)
                 .push_bind(row.conflicts);
         });

@@ -1,6 +1,6 @@
 //! Rows of `windows`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlRow;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{chunks, push_list};
 use crate::db;
-use crate::monitor::ingest::Sighting;
+use crate::monitor::register::Sighting;
 use crate::monitor::window::{Counts, StoredWindow, WindowStatus};
 use crate::wire::{Rates, ServiceName, Tick, Timestamp, Window};
 
@@ -134,13 +134,16 @@ pub(in crate::monitor) async fn windows_by_uuid(
     Ok(found)
 }
 
-/// One window with its counts as of now.
-pub(in crate::monitor) async fn find_window(
+/// Windows by their uuid, with their counts as of now.
+pub(in crate::monitor) async fn find_windows(
     pool: &MySqlPool,
-    uuid: Uuid,
-) -> Result<Option<StoredWindow>, db::Error> {
-    let found = windows_by_uuid(pool, &[uuid]).await?.remove(&uuid);
-    Ok(with_counts(pool, found.into_iter().collect()).await?.pop())
+    uuids: &[Uuid],
+) -> Result<HashMap<Uuid, StoredWindow>, db::Error> {
+    let distinct: BTreeSet<Uuid> = uuids.iter().copied().collect();
+    let distinct: Vec<Uuid> = distinct.into_iter().collect();
+    let found = windows_by_uuid(pool, &distinct).await?;
+    let found = with_counts(pool, found.into_values().collect()).await?;
+    Ok(found.into_iter().map(|window| (window.window.uuid, window)).collect())
 }
 
 /// Windows by their row, with counts as of now, in no order.

@@ -47,7 +47,8 @@ pub(in crate::payments) async fn known_redis(
     }))
 }
 
-/// Notes the Redis that a service has seen to.
+/// Notes the Redis that a service has seen to, and forgets [how far](note_delivered) it had come with
+/// others.
 pub(in crate::payments) async fn remember_redis(
     payments: &Payments,
     known: &Known,
@@ -63,13 +64,18 @@ pub(in crate::payments) async fn remember_redis(
                  ON DUPLICATE KEY UPDATE identity = VALUES(identity), seen_at = VALUES(seen_at), \
                  delivered_until = VALUES(delivered_until)",
             )
-            .bind(service)
-            .bind(stream)
+            .bind(&service)
+            .bind(&stream)
             .bind(known.identity)
             .bind(DateTime::<Utc>::from(known.seen_at))
             .bind(known.delivered_until.map(DateTime::<Utc>::from))
-            .execute(connection)
+            .execute(&mut *connection)
             .await?;
+            sqlx::query("DELETE FROM delivered_marks WHERE service = ? AND stream = ?")
+                .bind(&service)
+                .bind(&stream)
+                .execute(connection)
+                .await?;
             Ok(())
         })
     })
@@ -101,29 +107,73 @@ pub(in crate::payments) async fn announced_elsewhere(
     Ok(readable.collect())
 }
 
-/// Ticks of a service that were published from a place on, and not to this Redis, in that order.
-/// The place of the last one is that to go on from. Those of which nobody knows where they went,
-/// because an older program published them, are among them if `and_unknown`.
+/// Which ticks to look for: those that were not published to this Redis.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::payments) struct Elsewhere<'i> {
+    /// This Redis.
+    pub(in crate::payments) identity: &'i str,
+    /// Whether also those of which nobody knows where they went, because an older program
+    /// published them.
+    pub(in crate::payments) and_unknown: bool,
+    /// Whether also those that are [known](note_delivered) to have arrived.
+    pub(in crate::payments) and_delivered: bool,
+}
+
+/// Notes that everything which was published to a Redis before an instant of its clock has arrived.
+pub(in crate::payments) async fn note_delivered(
+    payments: &Payments,
+    identity: &str,
+    until: Timestamp,
+) -> Result<(), db::Error> {
+    let (service, stream) = (payments.service.to_string(), payments.producer.stream().to_string());
+    let (mark, until) = (mark(identity), DateTime::<Utc>::from(until));
+    db::transaction(&payments.pool, "note what has arrived", move |connection| {
+        let (service, stream) = (service.clone(), stream.clone());
+        Box::pin(async move {
+            sqlx::query(
+                "INSERT INTO delivered_marks (service, stream, redis_mark, delivered_until) \
+                 VALUES (?, ?, ?, ?) ON DUPLICATE KEY UPDATE \
+                 delivered_until = GREATEST(delivered_until, VALUES(delivered_until))",
+            )
+            .bind(service)
+            .bind(stream)
+            .bind(mark)
+            .bind(until)
+            .execute(connection)
+            .await?;
+            Ok(())
+        })
+    })
+    .await
+}
+
+/// Ticks of a service that were published from a place on and not to this Redis, in that order. The
+/// place of the last one is that to go on from.
 pub(in crate::payments) async fn published_elsewhere(
     payments: &Payments,
-    (identity, and_unknown): (&str, bool),
+    wanted: Elsewhere<'_>,
     (from, after): Place,
     limit: u32,
 ) -> Result<(Vec<(Window, StoredTick)>, Option<Place>), db::Error> {
     // Without the hint the databases sort all that was ever published.
     let rows = sqlx::query(
         "SELECT id, window_uuid, slot, status, timestamp, published_at \
-         FROM report_audit FORCE INDEX (report_audit_published) \
+         FROM report_audit a FORCE INDEX (report_audit_published) \
          WHERE service = ? AND published_at >= ? AND (published_at > ? OR id > ?) \
          AND (redis_mark <> ? OR (? AND redis_mark IS NULL)) AND slot IS NOT NULL \
+         AND (? OR NOT EXISTS (SELECT 1 FROM delivered_marks d WHERE d.service = a.service \
+         AND d.stream = ? AND d.redis_mark = a.redis_mark \
+         AND a.published_at < d.delivered_until)) \
          ORDER BY published_at, id LIMIT ?",
     )
     .bind(payments.service.as_str())
     .bind(DateTime::<Utc>::from(from))
     .bind(DateTime::<Utc>::from(from))
     .bind(after)
-    .bind(mark(identity))
-    .bind(and_unknown)
+    .bind(mark(wanted.identity))
+    .bind(wanted.and_unknown)
+    .bind(wanted.and_delivered)
+    .bind(payments.producer.stream().reports())
     .bind(limit)
     .fetch_all(&payments.pool)
     .await?;

@@ -14,10 +14,6 @@ use rand::{RngExt, SeedableRng};
 pub const MINUTE: Duration = Duration::from_mins(1);
 /// How long after the start the first fault may come, and how long before the end the last is over.
 const QUIET: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
-/// How long after Redis has lost its data no payments service is stopped or killed: it has to see
-/// that and send again. How long before, because the loss may come a little later than planned.
-const AFTER_LOSS: Duration = Duration::from_secs(4);
-const BEFORE_LOSS: Duration = Duration::from_millis(500);
 
 /// How many processes of each role there are, in the order in which they are numbered.
 pub const PAYMENTS: std::ops::Range<usize> = 0..3;
@@ -98,10 +94,6 @@ impl Kind {
             _ => 5,
         }
     }
-
-    fn loses_data(self) -> bool {
-        matches!(self, Self::RedisFlush | Self::RedisReplace)
-    }
 }
 
 /// One fault.
@@ -153,30 +145,16 @@ fn minute_of(
 ) -> [Lane; 5] {
     let mut relays = role(random, RELAYS, 4.0);
     relays.push(fault(Kind::Stall, 0, stall));
-    let mut lanes =
-        [servers(random), network(random, pairs), relays, role(random, MONITORS, 4.0), Lane::new()];
+    let monitors = role(random, MONITORS, 4.0);
+    let payments = role(random, PAYMENTS, 7.0);
+    let mut lanes = [servers(random), network(random, pairs), relays, monitors, payments];
     for lane in &mut lanes[1..] {
         lane.shuffle(random);
     }
     for lane in &mut lanes {
         spread(random, lane, (start, span));
     }
-    lanes[4] = loop {
-        let mut payments = role(random, PAYMENTS, 7.0);
-        payments.shuffle(random);
-        spread(random, &mut payments, (start, span));
-        if !payments.iter().any(|fault| follows_a_loss(fault, &lanes[0])) {
-            break payments;
-        }
-    };
     lanes
-}
-
-/// Whether a fault would keep a service from sending again what Redis has just lost.
-fn follows_a_loss(fault: &Fault, servers: &Lane) -> bool {
-    servers.iter().filter(|server| server.kind.loses_data()).any(|loss| {
-        fault.begins + BEFORE_LOSS > loss.begins && fault.begins < loss.ends() + AFTER_LOSS
-    })
 }
 
 /// Every process of a role killed once and stopped once, for longer than its leases hold.

@@ -69,6 +69,9 @@ impl Ground {
             replay_grace: Duration::from_secs(30),
             max_hold: Duration::from_mins(10),
             admin_token: None,
+            known_windows: Arc::default(),
+            arrivals: Arc::default(),
+            lookups: Arc::default(),
             wake_sweep: Arc::default(),
             readiness: Readiness::default(),
         }

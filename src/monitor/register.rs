@@ -1,0 +1,201 @@
+//! Making windows known: the first definition stands, whoever brings it, and what later messages
+//! say of an open window is noted.
+//!
+//! Windows that were [met lately](super::known) cost no question to the database, unless a message
+//! brings news of them.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::ingest::MAX_CLOCK_AHEAD;
+use super::window::{StoredWindow, WindowStatus};
+use super::{Monitor, repository};
+use crate::db;
+use crate::wire::{Announcement, Heartbeat, ServiceName, StreamId, Timestamp, Window};
+
+/// Most windows of one service that may be open at a time.
+pub const MAX_OPEN_WINDOWS: u64 = 10_000;
+
+/// How often other requests may be faster in making the same windows known.
+const MAX_RACES: u32 = 20;
+
+/// By how much a smaller offset of a sender's clock is worth storing, in microseconds.
+const OFFSET_STEP_US: i64 = 50_000;
+
+/// What a message says of its window.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// The window as the message defines it.
+    pub window: Window,
+    /// Whether the message came through the stream.
+    pub via_stream: bool,
+    /// How far the sender's clock is behind the stream's, in microseconds, at the most.
+    pub clock_offset_us: Option<i64>,
+}
+
+impl Sighting {
+    fn new(window: &Window, stream_id: Option<StreamId>, offset_us: Option<i64>) -> Self {
+        // A clock that is further off than a day says nothing about when anything is due.
+        let longest = i64::try_from(MAX_CLOCK_AHEAD.as_micros()).unwrap_or(i64::MAX);
+        let clock_offset_us = offset_us.filter(|offset| *offset <= longest);
+        Self { window: window.clone(), via_stream: stream_id.is_some(), clock_offset_us }
+    }
+
+    /// Takes what another message says of the same window.
+    fn merge(&mut self, other: &Self) {
+        self.via_stream |= other.via_stream;
+        self.clock_offset_us = smaller(self.clock_offset_us, other.clock_offset_us);
+    }
+
+    /// Adds what it says to what is stored.
+    fn correct(&self, stored: &mut StoredWindow) {
+        stored.via_stream |= self.via_stream;
+        stored.clock_offset_us = smaller(stored.clock_offset_us, self.clock_offset_us);
+    }
+
+    /// Whether it says what is not stored yet. An offset that is only a little smaller is not worth
+    /// a write.
+    fn corrects(&self, stored: &StoredWindow) -> bool {
+        let offset = |us: Option<i64>| us.unwrap_or(i64::MAX);
+        let is_smaller = offset(self.clock_offset_us)
+            < offset(stored.clock_offset_us).saturating_sub(OFFSET_STEP_US);
+        stored.status == WindowStatus::Open
+            && ((self.via_stream && !stored.via_stream) || is_smaller)
+    }
+}
+
+/// The smaller of two offsets, as far as they are known.
+fn smaller(one: Option<i64>, other: Option<i64>) -> Option<i64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+impl From<&Heartbeat> for Sighting {
+    fn from(heartbeat: &Heartbeat) -> Self {
+        Self::new(&heartbeat.window, heartbeat.stream_id, heartbeat.clock_offset_us())
+    }
+}
+
+impl From<&Announcement> for Sighting {
+    fn from(told: &Announcement) -> Self {
+        Self::new(&told.window, told.stream_id, told.clock_offset_us())
+    }
+}
+
+/// Makes sure that windows are known; a window's first definition stands. Answers all of them, and
+/// which were new.
+pub(super) async fn register(
+    monitor: &Monitor,
+    sightings: Vec<Sighting>,
+    now: Timestamp,
+) -> Result<(HashMap<Uuid, Arc<StoredWindow>>, BTreeSet<Uuid>), db::Error> {
+    let mut sighted: BTreeMap<Uuid, Sighting> = BTreeMap::new();
+    for sighting in sightings {
+        match sighted.entry(sighting.window.uuid) {
+            Entry::Vacant(vacant) => drop(vacant.insert(sighting)),
+            Entry::Occupied(mut first) => first.get_mut().merge(&sighting),
+        }
+    }
+    let mut known = HashMap::with_capacity(sighted.len());
+    sighted.retain(|uuid, sighting| match monitor.known_windows.get(*uuid, now) {
+        Some(window) if !sighting.corrects(&window) => {
+            known.insert(*uuid, window);
+            false
+        }
+        _ => true,
+    });
+    let mut inserted = BTreeSet::new();
+    if !sighted.is_empty() {
+        let found = ask_and_insert(monitor, &sighted, &mut inserted, now).await?;
+        monitor.known_windows.remember(found.values(), now);
+        known.extend(found);
+    }
+    Ok((known, inserted))
+}
+
+/// Reads windows, notes what is news of them, and inserts those that are new, whose names it adds
+/// to `inserted`. Leaves out what a service may not open.
+async fn ask_and_insert(
+    monitor: &Monitor,
+    sighted: &BTreeMap<Uuid, Sighting>,
+    inserted: &mut BTreeSet<Uuid>,
+    now: Timestamp,
+) -> Result<HashMap<Uuid, Arc<StoredWindow>>, db::Error> {
+    let uuids: Vec<Uuid> = sighted.keys().copied().collect();
+    let mut known = read_and_correct(monitor, &uuids, sighted).await?;
+    let mut new = sighted.clone();
+    new.retain(|uuid, _| !known.contains_key(uuid));
+    leave_out_crowded(monitor, &mut new).await?;
+    for _ in 0..MAX_RACES {
+        if new.is_empty() {
+            return Ok(known);
+        }
+        let definitions: Arc<[Sighting]> = new.values().cloned().collect();
+        let all_new = db::transaction(&monitor.pool, "register windows", move |connection| {
+            let definitions = Arc::clone(&definitions);
+            Box::pin(async move { repository::insert_windows(connection, &definitions, now).await })
+        })
+        .await?;
+        if all_new {
+            inserted.extend(new.keys().copied());
+        }
+        // Ours, or those of another request that was faster; the rest is tried again.
+        let uuids: Vec<Uuid> = new.keys().copied().collect();
+        let found = read_and_correct(monitor, &uuids, sighted).await?;
+        new.retain(|uuid, _| !found.contains_key(uuid));
+        known.extend(found);
+    }
+    Err(db::Error::contended("windows"))
+}
+
+/// Reads windows, and stores what messages say of those that are open, where it is news. Answers
+/// them as they are then.
+async fn read_and_correct(
+    monitor: &Monitor,
+    uuids: &[Uuid],
+    sighted: &BTreeMap<Uuid, Sighting>,
+) -> Result<HashMap<Uuid, Arc<StoredWindow>>, db::Error> {
+    let mut found = repository::windows_by_uuid(&monitor.pool, uuids).await?;
+    let mut corrections = BTreeMap::new();
+    for stored in found.values_mut() {
+        let Some(sighting) = sighted.get(&stored.window.uuid) else { continue };
+        if sighting.window.service == stored.window.service && sighting.corrects(stored) {
+            corrections.insert(stored.id, (sighting.via_stream, sighting.clock_offset_us));
+            sighting.correct(stored);
+        }
+    }
+    if !corrections.is_empty() {
+        let corrections = Arc::new(corrections);
+        db::transaction(&monitor.pool, "correct windows", move |connection| {
+            let corrections = Arc::clone(&corrections);
+            Box::pin(async move { repository::correct_windows(connection, &corrections).await })
+        })
+        .await?;
+    }
+    Ok(found.into_iter().map(|(uuid, window)| (uuid, Arc::new(window))).collect())
+}
+
+/// Leaves out new windows of services that have too many open ones already.
+async fn leave_out_crowded(
+    monitor: &Monitor,
+    new: &mut BTreeMap<Uuid, Sighting>,
+) -> Result<(), db::Error> {
+    let mut room: HashMap<ServiceName, u64> = HashMap::new();
+    for service in new.values().map(|sighting| &sighting.window.service).collect::<BTreeSet<_>>() {
+        let open = repository::open_windows(&monitor.pool, service).await?;
+        room.insert(service.clone(), MAX_OPEN_WINDOWS.saturating_sub(open));
+    }
+    new.retain(|_, sighting| match room.get_mut(&sighting.window.service) {
+        Some(left) if *left > 0 => {
+            *left -= 1;
+            true
+        }
+        _ => false,
+    });
+    Ok(())
+}
