@@ -25,8 +25,8 @@ pub(super) use closing::{
 pub(super) use conditions::{RecordedCondition, begin_stalls, conditions, store_conditions};
 pub(super) use due::{ClaimLimits, claim_due, due_next, hold, lock_window, over};
 pub(super) use events::{
-    EventRow, SlotEvent, Stored, insert_events, insert_missing, insert_unscheduled, present_slots,
-    read_back, slot_events,
+    Arrived, EventRow, MissingSlot, SlotEvent, Stored, arrived, insert_events, insert_missing,
+    insert_unscheduled, read_back, slot_events,
 };
 pub(super) use letters::{DeadHeartbeat, dead_heartbeats};
 pub(super) use obstacles::{obstacles, store_obstacles};

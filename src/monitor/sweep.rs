@@ -7,10 +7,9 @@
 //!
 //! Each step claims some windows, skipping those that another monitor is closing. For every slot
 //! that is not there it writes the verdict MISSING, at the time at which the slot was due; where a
-//! heartbeat gets in first, the primary key lets the heartbeat win. Only then it counts, so that
-//! the counts of a closed window always add up.
+//! heartbeat gets in first, the primary key lets the heartbeat win, and what is there then is
+//! counted, so that the counts of a closed window always add up.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -18,13 +17,13 @@ use uuid::Uuid;
 
 use super::Monitor;
 use super::closing::{Closing, ClosingRules, Obstacles};
-use super::repository::{self, ClaimLimits};
+use super::repository::{self, Arrived, ClaimLimits, MissingSlot};
 use super::window::{Counts, StoredWindow, UNOBSERVED, WindowStatus, missing_slots};
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
 /// What one step closes at the most; one window alone may have more slots.
-const STEP: ClaimLimits = ClaimLimits { windows: 64, slots: 20_000 };
+const STEP: ClaimLimits = ClaimLimits { windows: 512, slots: 20_000 };
 /// Shortest pause between two looks, so that a window about to end is not asked for in a circle.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 /// How long a sweep may go on when the role stops.
@@ -55,13 +54,13 @@ pub async fn run(
     let mut pause = Duration::ZERO;
     while sleep_or_wake(&monitor, pause, &shutdown).await {
         let outcome = tokio::select! {
-            outcome = sweep_all(&monitor, clock::now()) => outcome,
+            outcome = sweep_by_the_clock(&monitor) => outcome,
             () = long_after(&shutdown) => return Ok(()),
         };
         let shown = outcome.as_ref().map_err(|error| error.class.advice());
         monitor.readiness.note("sweep", &shown);
         pause = match outcome {
-            Ok(_) => pause_after(&monitor, interval, clock::now()).await,
+            Ok(()) => pause_after(&monitor, interval, clock::now()).await,
             Err(error) => {
                 tracing::warn!(%error, "a sweep failed; it will be tried again");
                 interval
@@ -88,20 +87,29 @@ async fn long_after(shutdown: &CancellationToken) {
     tokio::time::sleep(LAST_STEP).await;
 }
 
-/// Closes windows until none may close. Answers how many.
+/// Closes and settles windows until none may be, as of one instant. Answers how many.
 ///
 /// # Errors
 /// When the database does not do its part; what was closed stays closed.
 pub async fn sweep_all(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
     let mut total = 0;
     loop {
-        match sweep_once(monitor, now).await?.len() {
-            0 => break,
-            closed => total += closed,
+        match step(monitor, now).await? {
+            0 => return Ok(total),
+            done => total += done,
         }
     }
-    while settle_once(monitor, now).await? > 0 {}
-    Ok(total)
+}
+
+/// The same by the clock, which goes on while very many windows are closed.
+async fn sweep_by_the_clock(monitor: &Monitor) -> Result<(), db::Error> {
+    while step(monitor, clock::now()).await? > 0 {}
+    Ok(())
+}
+
+/// Closes some windows, and settles some.
+async fn step(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
+    Ok(sweep_once(monitor, now).await?.len() + settle_once(monitor, now).await?)
 }
 
 /// Closes some of the windows that may close. Answers their rows.
@@ -254,28 +262,51 @@ async fn close_windows(
     due: &[(Closing, StoredWindow)],
     rules: &ClosingRules,
 ) -> Result<Vec<StoredWindow>, db::Error> {
-    let ids: Arc<[i64]> = due.iter().map(|(_, window)| window.id).collect();
-    let present = repository::present_slots(connection, &ids).await?;
-    for (closing, stored) in due {
-        let StoredWindow { id, window, .. } = stored;
-        let missing = match present.get(id) {
-            Some(present) => missing_slots(window, present),
-            None => (0..window.slots()).collect(),
-        };
-        let observed = |slot: &u32| rules.observes(*closing, stored, *slot);
-        let (missing, unobserved): (Vec<u32>, Vec<u32>) = missing.into_iter().partition(observed);
-        for (slots, cause) in [(missing, None), (unobserved, Some(UNOBSERVED))] {
-            repository::insert_missing(connection, (*id, window), &slots, cause, rules.now).await?;
-        }
-    }
-    let counted = repository::counts(connection, &ids).await?;
-    let mut closed = Vec::with_capacity(due.len());
-    for (_, window) in due {
-        let counts = counted.get(&window.id).map_or(Counts::default(), |(counts, _)| *counts);
-        repository::close(connection, window.id, counts, rules.now).await?;
+    let mut ids: Vec<i64> = due.iter().map(|(_, window)| window.id).collect();
+    ids.sort_unstable();
+    let arrived = repository::arrived(connection, &ids).await?;
+    let nothing = Arrived::default();
+    let (mut missing, mut closed) = (Vec::new(), Vec::with_capacity(due.len()));
+    for (closing, window) in due {
+        let arrived = arrived.get(&window.id).unwrap_or(&nothing);
+        let (slots, counts) = verdicts(*closing, window, arrived, rules);
+        missing.extend(slots);
         closed.push(StoredWindow { status: counts.verdict(), counts, ..window.clone() });
     }
+    missing.sort_unstable_by_key(|missing| (missing.window_id, missing.slot));
+    if !repository::insert_missing(connection, &missing, rules.now).await? {
+        let counted = repository::counts(connection, &ids).await?;
+        for window in &mut closed {
+            let counts = counted.get(&window.id).map_or(Counts::default(), |(counts, _)| *counts);
+            (window.counts, window.status) = (counts, counts.verdict());
+        }
+    }
+    let ends: Vec<(i64, Counts)> = closed.iter().map(|window| (window.id, window.counts)).collect();
+    repository::close(connection, &ends, rules.now).await?;
     Ok(closed)
+}
+
+/// What is missing of a window that closes, and the counts that come of it.
+fn verdicts(
+    closing: Closing,
+    stored: &StoredWindow,
+    arrived: &Arrived,
+    rules: &ClosingRules,
+) -> (Vec<MissingSlot>, Counts) {
+    let (window_id, window) = (stored.id, &stored.window);
+    let missing = missing_slots(window, &arrived.slots).into_iter().map(|slot| {
+        let cause = (!rules.observes(closing, stored, slot)).then_some(UNOBSERVED);
+        MissingSlot { window_id, slot, due: window.due(slot), cause }
+    });
+    let missing: Vec<MissingSlot> = missing.collect();
+    let number = |slots: usize| u32::try_from(slots).unwrap_or(u32::MAX);
+    let counts = Counts {
+        received: number(arrived.slots.len()),
+        errors: arrived.errors,
+        missing: number(missing.len()),
+        unobserved: number(missing.iter().filter(|missing| missing.cause.is_some()).count()),
+    };
+    (missing, counts)
 }
 
 fn log_closed(StoredWindow { window, status, counts, .. }: &StoredWindow) {

@@ -54,7 +54,7 @@ impl fmt::Display for WindowStatus {
 }
 
 /// What arrived for a window, and what did not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Counts {
     /// Distinct scheduled slots that truly arrived.
     pub received: u32,

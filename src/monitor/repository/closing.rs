@@ -1,11 +1,14 @@
 //! The end of a window, its revision, and the history of both.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 
 use super::obstacles::WITHOUT_OBSTACLE;
 use super::windows::counts;
+use super::{chunks, push_list};
 use crate::db;
 use crate::monitor::window::{Counts, WindowStatus};
 use crate::wire::Timestamp;
@@ -20,30 +23,33 @@ pub(in crate::monitor) struct StatusChange {
     pub(in crate::monitor) cause: Option<String>,
 }
 
-/// Writes the end of an open window.
+/// Writes the ends of open windows.
 pub(in crate::monitor) async fn close(
     connection: &mut db::Connection,
-    id: i64,
-    counts: Counts,
+    windows: &[(i64, Counts)],
     now: Timestamp,
 ) -> Result<(), db::Error> {
     let at = DateTime::<Utc>::from(now);
-    sqlx::query(
-        "UPDATE windows SET status = ?, received_reports = ?, error_reports = ?, \
-         missing_reports = ?, unobserved_reports = ?, closed_at = ?, updated_at = ? \
-         WHERE id = ? AND status = 'OPEN'",
-    )
-    .bind(counts.verdict().as_sql())
-    .bind(counts.received)
-    .bind(counts.errors)
-    .bind(counts.missing)
-    .bind(counts.unobserved)
-    .bind(at)
-    .bind(at)
-    .bind(id)
-    .execute(&mut *connection)
-    .await?;
-    remember(connection, id, counts, now).await
+    // Most windows share their counts with many others.
+    let mut alike: BTreeMap<Counts, Vec<i64>> = BTreeMap::new();
+    for (id, counts) in windows {
+        alike.entry(*counts).or_default().push(*id);
+    }
+    for (counts, ids) in &alike {
+        for chunk in chunks(ids) {
+            let mut query = QueryBuilder::<MySql>::new("UPDATE windows SET status = ");
+            query.push_bind(counts.verdict().as_sql());
+            query.push(", received_reports = ").push_bind(counts.received);
+            query.push(", error_reports = ").push_bind(counts.errors);
+            query.push(", missing_reports = ").push_bind(counts.missing);
+            query.push(", unobserved_reports = ").push_bind(counts.unobserved);
+            query.push(", closed_at = ").push_bind(at).push(", updated_at = ").push_bind(at);
+            query.push(" WHERE status = 'OPEN' AND id IN ");
+            push_list(&mut query, chunk.iter().copied());
+            query.build().execute(&mut *connection).await?;
+        }
+    }
+    remember(connection, windows, now).await
 }
 
 /// Counts a closed window again, after heartbeats arrived for slots that it was missing, or after
@@ -86,7 +92,7 @@ pub(in crate::monitor) async fn revise_closed(
     if status_before == status && was_unobserved == counts.cause().is_some() {
         return Ok(());
     }
-    remember(connection, id, counts, now).await
+    remember(connection, &[(id, counts)], now).await
 }
 
 /// Windows of which it is known by now that what could not be observed will not come, locked for
@@ -119,28 +125,30 @@ pub(in crate::monitor) async fn settle_unobserved(
     revise_closed(connection, id, now).await
 }
 
-/// Adds a change of a window's status to its history.
+/// Adds changes of windows' status to their history.
 async fn remember(
     connection: &mut db::Connection,
-    id: i64,
-    counts: Counts,
+    windows: &[(i64, Counts)],
     now: Timestamp,
 ) -> Result<(), db::Error> {
-    sqlx::query(
-        "INSERT INTO window_history (window_id, changed_at, status, received_reports, \
-         error_reports, missing_reports, unobserved_reports, cause) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(id)
-    .bind(DateTime::<Utc>::from(now))
-    .bind(counts.verdict().as_sql())
-    .bind(counts.received)
-    .bind(counts.errors)
-    .bind(counts.missing)
-    .bind(counts.unobserved)
-    .bind(counts.cause())
-    .execute(connection)
-    .await?;
+    for chunk in chunks(windows) {
+        let mut query = QueryBuilder::<MySql>::new(
+            "INSERT INTO window_history (window_id, changed_at, status, received_reports, \
+             error_reports, missing_reports, unobserved_reports, cause) ",
+        );
+        query.push_values(chunk, |mut values, (id, counts)| {
+            values
+                .push_bind(id)
+                .push_bind(DateTime::<Utc>::from(now))
+                .push_bind(counts.verdict().as_sql())
+                .push_bind(counts.received)
+                .push_bind(counts.errors)
+                .push_bind(counts.missing)
+                .push_bind(counts.unobserved)
+                .push_bind(counts.cause());
+        });
+        query.build().execute(&mut *connection).await?;
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use sqlx::{MySql, MySqlPool, Row};
 use super::{chunks, push_list};
 use crate::db;
 use crate::monitor::ingest::Arrival;
-use crate::wire::{Timestamp, Window};
+use crate::wire::Timestamp;
 
 /// One row to write: the first heartbeat of an identity, and how many more the batch held.
 #[derive(Clone, Debug)]
@@ -143,53 +143,80 @@ async fn insert(
     Ok(affected)
 }
 
-/// Writes the verdict MISSING for slots of a window, each at the time it was due and with the same
-/// cause, where nothing is known of the slot.
-pub(in crate::monitor) async fn insert_missing(
-    connection: &mut db::Connection,
-    (window_id, window): (i64, &Window),
-    slots: &[u32],
-    cause: Option<&'static str>,
-    now: Timestamp,
-) -> Result<(), db::Error> {
-    let now = DateTime::<Utc>::from(now);
-    for chunk in chunks(slots) {
-        let mut query = QueryBuilder::<MySql>::new(
-            "INSERT INTO events \
-             (window_id, slot, status, report_timestamp, recorded_at, cause, deliveries) ",
-        );
-        query.push_values(chunk, |mut values, slot| {
-            values
-                .push_bind(window_id)
-                .push_bind(slot)
-                .push("'MISSING'")
-                .push_bind(DateTime::<Utc>::from(window.due(*slot)))
-                .push_bind(now)
-                .push_bind(cause)
-                .push("0");
-        });
-        query.push(" ON DUPLICATE KEY UPDATE slot = slot");
-        query.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+/// The verdict that a slot is missing.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::monitor) struct MissingSlot {
+    pub(in crate::monitor) window_id: i64,
+    pub(in crate::monitor) slot: u32,
+    /// When it was due.
+    pub(in crate::monitor) due: Timestamp,
+    /// Why it is missing, if not because nothing arrived.
+    pub(in crate::monitor) cause: Option<&'static str>,
 }
 
-/// The slots of which anything is known, per window.
-pub(in crate::monitor) async fn present_slots(
+/// Writes verdicts in the order of the primary key, where nothing is known of the slot. Answers
+/// whether that was so everywhere; if not, a heartbeat was faster.
+pub(in crate::monitor) async fn insert_missing(
     connection: &mut db::Connection,
-    window_ids: &[i64],
-) -> Result<HashMap<i64, BTreeSet<u32>>, db::Error> {
-    let mut present: HashMap<i64, BTreeSet<u32>> = HashMap::new();
-    for chunk in chunks(window_ids) {
-        let mut query =
-            QueryBuilder::<MySql>::new("SELECT window_id, slot FROM events WHERE window_id IN ");
-        push_list(&mut query, chunk.iter().copied());
-        for row in query.build().fetch_all(&mut *connection).await? {
-            let slot: i32 = row.try_get("slot")?;
-            present.entry(row.try_get("window_id")?).or_default().insert(slot_number(slot)?);
+    missing: &[MissingSlot],
+    now: Timestamp,
+) -> Result<bool, db::Error> {
+    let mut all_new = true;
+    for chunk in chunks(missing) {
+        if !db::is_inserted(missing_rows(chunk, now).build().execute(&mut *connection).await)? {
+            all_new = false;
+            let mut query = missing_rows(chunk, now);
+            query.push(" ON DUPLICATE KEY UPDATE slot = slot");
+            query.build().execute(&mut *connection).await?;
         }
     }
-    Ok(present)
+    Ok(all_new)
+}
+
+fn missing_rows(chunk: &[MissingSlot], now: Timestamp) -> QueryBuilder<MySql> {
+    let mut query = QueryBuilder::<MySql>::new(
+        "INSERT INTO events \
+         (window_id, slot, status, report_timestamp, recorded_at, cause, deliveries) ",
+    );
+    query.push_values(chunk, |mut values, missing| {
+        values
+            .push_bind(missing.window_id)
+            .push_bind(missing.slot)
+            .push("'MISSING'")
+            .push_bind(DateTime::<Utc>::from(missing.due))
+            .push_bind(DateTime::<Utc>::from(now))
+            .push_bind(missing.cause)
+            .push("0");
+    });
+    query
+}
+
+/// What has arrived of an open window.
+#[derive(Clone, Debug, Default)]
+pub(in crate::monitor) struct Arrived {
+    pub(in crate::monitor) slots: BTreeSet<u32>,
+    /// How many of them report an error.
+    pub(in crate::monitor) errors: u32,
+}
+
+/// What has arrived of open windows; nothing for a window of which nothing has.
+pub(in crate::monitor) async fn arrived(
+    connection: &mut db::Connection,
+    window_ids: &[i64],
+) -> Result<HashMap<i64, Arrived>, db::Error> {
+    let mut arrived: HashMap<i64, Arrived> = HashMap::with_capacity(window_ids.len());
+    for chunk in chunks(window_ids) {
+        let mut query = QueryBuilder::<MySql>::new(
+            "SELECT window_id, slot, status = 'ERROR' FROM events WHERE window_id IN ",
+        );
+        push_list(&mut query, chunk.iter().copied());
+        for row in query.build().fetch_all(&mut *connection).await? {
+            let window = arrived.entry(row.try_get(0)?).or_default();
+            window.slots.insert(slot_number(row.try_get(1)?)?);
+            window.errors += u32::from(row.try_get::<i64, _>(2)? != 0);
+        }
+    }
+    Ok(arrived)
 }
 
 /// What the rows of a batch were before it wrote them. Ask in the same transaction.
