@@ -3,9 +3,11 @@
 //!
 //! Data flows one way: [`consume`] reads entries and takes over those that a dead relay left,
 //! [`deliver`] carries a batch through to its acknowledgement, [`forward`] speaks HTTP and says
-//! what an answer means. [`gate`] stops the reading while the monitor is away, [`held`] keeps the
-//! leases on everything in flight, [`report`] tells the monitor how far delivery has come. Any number of relays may share a group.
+//! what an answer means. [`gate`] stops the reading while the monitor is away, [`concurrency`] says how
+//! much may be under way, [`held`] keeps the leases on everything in flight, [`report`] tells the
+//! monitor how far delivery has come. Any number of relays may share a group.
 
+pub mod concurrency;
 pub mod consume;
 pub mod deliver;
 pub mod forward;
@@ -31,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::concurrency::Concurrency;
 use self::deliver::Delivery;
 use self::forward::Forwarder;
 use self::gate::Gate;
@@ -94,8 +97,8 @@ pub struct RelayArgs {
           value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub batch_size: u32,
 
-    /// Most requests at a time
-    #[arg(long, env = "CONCURRENCY", default_value = "4", value_name = "NUMBER",
+    /// Most requests at a time; there are fewer while the monitor cannot take so many
+    #[arg(long, env = "CONCURRENCY", default_value = "8", value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub concurrency: u32,
 
@@ -174,6 +177,7 @@ pub async fn serve(
         group: Arc::clone(&group),
         forwarder: Forwarder::new(args.monitor_url.clone(), args.http_timeout)?,
         held: Held::default(),
+        concurrency: Concurrency::new(args.concurrency),
         gate: Gate::default(),
         readiness: readiness.clone(),
         max_retries: args.max_retries,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,7 +28,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     batch_size: usize,
-    concurrency: usize,
     lease: Duration,
 }
 
@@ -36,11 +35,7 @@ impl Limits {
     /// The limits that the options ask for.
     #[must_use]
     pub fn new(args: &RelayArgs) -> Self {
-        Self {
-            batch_size: args.batch_size as usize,
-            concurrency: args.concurrency as usize,
-            lease: args.lease,
-        }
+        Self { batch_size: args.batch_size as usize, lease: args.lease }
     }
 }
 
@@ -49,13 +44,8 @@ impl Limits {
 /// # Errors
 /// Never; failures are logged, shown by `/ready`, and tried again.
 pub async fn run(delivery: Arc<Delivery>, limits: Limits) -> anyhow::Result<()> {
-    let consumer = Consumer {
-        slots: Arc::new(Semaphore::new(limits.concurrency)),
-        deliveries: TaskTracker::new(),
-        largest: AtomicUsize::new(0),
-        delivery,
-        limits,
-    };
+    let consumer =
+        Consumer { deliveries: TaskTracker::new(), largest: AtomicUsize::new(0), delivery, limits };
     tokio::join!(consumer.read_until_stopped(), consumer.tend_until_stopped());
     consumer.deliveries.close();
     consumer.deliveries.wait().await;
@@ -68,7 +58,6 @@ pub async fn run(delivery: Arc<Delivery>, limits: Limits) -> anyhow::Result<()> 
 struct Consumer {
     delivery: Arc<Delivery>,
     limits: Limits,
-    slots: Arc<Semaphore>,
     deliveries: TaskTracker,
     /// Size of the largest entry seen lately, in bytes.
     largest: AtomicUsize,
@@ -184,9 +173,9 @@ impl Consumer {
     /// A free delivery slot, while the monitor takes messages; none once told to stop.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         let free = async {
-            let slot = Arc::clone(&self.slots).acquire_owned().await;
+            let slot = self.delivery.concurrency.place().await;
             self.delivery.gate.opened().await;
-            slot.ok()
+            slot
         };
         tokio::select! {
             biased;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::concurrency::{Concurrency, Load};
 use super::forward::{Answer, Forwarder, Item};
 use super::gate::Gate;
 use super::held::Held;
@@ -45,6 +46,8 @@ pub struct Delivery {
     pub forwarder: Forwarder,
     /// What is in hand.
     pub held: Held,
+    /// How many deliveries may be under way.
+    pub concurrency: Concurrency,
     /// Stops everybody while the monitor takes nothing.
     pub gate: Gate,
     /// What keeps the relay from its work.
@@ -175,6 +178,12 @@ impl Delivery {
     async fn attempt(&self, job: Job) -> Vec<Job> {
         let answer = self.forwarder.send(job.source, &job.items).await;
         self.gate.learn(&answer);
+        match answer {
+            Answer::Taken(_) => self.concurrency.learn(Load::Taken),
+            Answer::Unavailable { .. } => self.concurrency.learn(Load::TooMuch),
+            // Not for lack of room.
+            _ => (),
+        }
         match self.gate.report() {
             Breaker::Closed => self.readiness.works("breaker"),
             Breaker::Open { reason } => {
