@@ -1,6 +1,6 @@
 # What a developer does here, one target each. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos guards check fmt lint doc deny up down install
+.PHONY: help run test bench chaos guards check fmt lint doc deny up down install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,13 @@ chaos: ## everything fails, and nothing is lost: make chaos SECONDS=60 SEED=1
 guards: ## show that each guard has a test that fails without it, and keep the report
 	HEARTBEAT_TEST_MYSQLD="$$(.ci/mysql | tail -n1)/mysqld" \
 		tests/guards.py --output docs/evidence/guards.txt
+
+# On MySQL, which is what most people run; ENGINE=mariadb measures on MariaDB.
+bench: override ENGINE := $(or $(ENGINE),mysql)
+bench: ## measure the speed against the limit of the database: make bench ENGINE=mariadb
+	.ci/install bench
+	cargo bench --locked --bench pipeline -- --engine $(ENGINE) \
+		$(if $(filter mysql,$(ENGINE)),--mysqld "$$(.ci/mysql | tail -n1)/mysqld")
 
 check: fmt lint doc deny ## formatting, lints, documentation and dependencies
 

@@ -290,3 +290,49 @@ async fn replay(
     assert_eq!(stored.status, stored.counts.verdict());
     (stored.counts, stored.unscheduled, model)
 }
+
+/// Another server may answer next, and need not have every row that the last one had.
+#[tokio::test]
+async fn what_is_remembered_of_windows_is_forgotten_after_a_failure_and_in_time() {
+    let monitor = Ground::new().await.monitor().await;
+    let window = window("payments-a", 5);
+    let run = async |statement| sqlx::raw_sql(statement).execute(&monitor.pool).await.unwrap();
+    let now = window.from();
+    take(&monitor, vec![heartbeat(&window, 0)], now).await;
+
+    run("DELETE FROM windows").await;
+    run("RENAME TABLE events TO away").await;
+    let failed = ingest::ingest(&monitor, vec![heartbeat(&window, 1)], now).await;
+    assert!(failed.is_err());
+    run("RENAME TABLE away TO events").await;
+    take(&monitor, vec![heartbeat(&window, 2)], now).await;
+    assert_eq!(only_window(&monitor).await.counts.received, 1, "of the window as it is known now");
+
+    run("DELETE FROM windows").await;
+    let later = now.plus(Duration::from_secs(10));
+    take(&monitor, vec![heartbeat(&window, 3)], later).await;
+    assert_eq!(only_window(&monitor).await.counts.received, 1);
+}
+
+/// What one request is to blame for, those beside it do not suffer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_the_database_refuses_fails_its_own_request_only() {
+    let monitor = Ground::new().await.monitor().await;
+    let narrow = "ALTER TABLE events MODIFY error_message VARCHAR(10) NULL";
+    sqlx::raw_sql(narrow).execute(&monitor.pool).await.unwrap();
+    let window = window("payments-a", 100);
+    let mut requests = tokio::task::JoinSet::new();
+    for slot in 0..100 {
+        let (monitor, window) = (monitor.clone(), window.clone());
+        requests.spawn(async move {
+            let is_bad = slot % 10 == 3;
+            let text = if is_bad { "longer than the column" } else { "short" };
+            let status = Status::Error(Some(text.to_owned()));
+            let beat = Heartbeat { status, ..heartbeat(&window, slot) };
+            let taken = ingest::ingest(&monitor, vec![beat], window.from()).await;
+            assert_eq!(taken.is_err(), is_bad, "slot {slot}: {taken:?}");
+        });
+    }
+    requests.join_all().await;
+    assert_eq!(only_window(&monitor).await.counts.received, 90);
+}
