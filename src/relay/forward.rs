@@ -68,17 +68,24 @@ pub struct Item {
 }
 
 impl Item {
-    /// Reads an entry: a JSON object, to which the id of the entry is added.
+    /// Reads an entry: a JSON object, to which the id of the entry is added. What its members mean, and
+    /// whether they may stand there, the monitor says.
     ///
     /// # Errors
     /// Why the entry cannot be sent at all.
     pub fn read(entry: &Entry) -> Result<Self, String> {
         let payload = entry.payload.as_deref().ok_or("the entry has no field named payload")?;
-        let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(payload)
-            .map_err(|error| format!("the payload is not a JSON object: {error}"))?;
-        let id = RawValue::from_string(format!("\"{}\"", entry.id)).map_err(|e| e.to_string())?;
-        members.insert("stream_id".to_owned(), &id);
-        let json = serde_json::to_string(&members).map_err(|error| error.to_string())?;
+        let no_object = |error| format!("the payload is not a JSON object: {error}");
+        let object: &RawValue = serde_json::from_slice(payload).map_err(no_object)?;
+        let members = object.get().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        let json = match members.map(str::trim_ascii) {
+            // The usual case, and the relay's most frequent work: nothing is taken apart.
+            Some(members) if !may_name_an_entry(members) => {
+                let comma = if members.is_empty() { "" } else { "," };
+                format!("{{{members}{comma}\"stream_id\":\"{}\"}}", entry.id)
+            }
+            _ => with_stream_id(payload, entry.id).map_err(no_object)?,
+        };
         Ok(Self { id: entry.id, json })
     }
 
@@ -99,6 +106,19 @@ impl Item {
         let uuid = read(identity.window_uuid).and_then(|text: String| text.parse().ok());
         (uuid, identity.slot.and_then(|raw| raw.get().parse().ok()))
     }
+}
+
+/// Whether members may say of which entry they are, perhaps in an unusual spelling.
+fn may_name_an_entry(members: &str) -> bool {
+    members.contains("stream_id") || members.contains('\\')
+}
+
+/// An object with the id of its entry, whatever it says of that itself.
+fn with_stream_id(payload: &[u8], id: StreamId) -> Result<String, serde_json::Error> {
+    let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(payload)?;
+    let id = RawValue::from_string(format!("\"{id}\""))?;
+    members.insert("stream_id".to_owned(), &id);
+    serde_json::to_string(&members)
 }
 
 /// Speaks to the monitor.
@@ -310,4 +330,47 @@ fn is_a_monitors_refusal(body: &[u8]) -> bool {
 fn shown(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body.get(..SHOWN_BYTES).unwrap_or(body));
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(payload: &[u8]) -> Result<Value, String> {
+        let entry = Entry {
+            source: Source::Heartbeats,
+            id: StreamId { millis: 5, sequence: 1 },
+            payload: Some(payload.to_vec()),
+            is_deleted: false,
+        };
+        Item::read(&entry).map(|item| serde_json::from_str(&item.json).unwrap())
+    }
+
+    #[test]
+    fn the_id_of_the_entry_is_added_whatever_the_message_says_of_it() {
+        let expected = json!({"a": 1, "stream_id": "5-1"});
+        for payload in [
+            r#"{"a":1}"#,
+            r#" { "a" : 1 } "#,
+            r#"{"a":1,"stream_id":"9-9"}"#,
+            r#"{"stream_id":"9-9","a":1,"stream_id":"8-8"}"#,
+            r#"{"stream\u005fid":"9-9","a":1}"#,
+        ] {
+            assert_eq!(read(payload.as_bytes()), Ok(expected.clone()), "{payload}");
+        }
+        assert_eq!(read(b"{}"), Ok(json!({"stream_id": "5-1"})));
+        let text = json!({"a": "stream_id \" } ", "stream_id": "5-1"});
+        assert_eq!(read(br#"{"a":"stream_id \" } "}"#), Ok(text));
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        for payload in [&b"not json"[..], b"[1]", b"\"{}\"", b"{", b"{}x", b"{\"a\":\"\xff\"}", b""]
+        {
+            let refused = read(payload).unwrap_err();
+            assert!(refused.starts_with("the payload is not a JSON object"), "{refused}");
+        }
+    }
 }
