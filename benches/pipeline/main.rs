@@ -27,7 +27,7 @@ mod sweep;
 mod table;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use heartbeat::local::Engine;
@@ -38,6 +38,9 @@ use self::table::Table;
 /// What is measured, one after the other. Later ones use the figures of earlier ones.
 const SCENARIOS: [&str; 8] =
     ["raw", "drain", "post", "latency", "sweep", "growth", "memory", "balanced"];
+
+/// How long one of them may take.
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// Options of the benchmark.
 #[derive(Debug, Parser)]
@@ -74,21 +77,26 @@ async fn main() {
     };
     for name in SCENARIOS.into_iter().filter(wanted) {
         let began = Instant::now();
-        match name {
-            "raw" => raw::measure(&ground, &mut table).await,
-            "drain" => drain::measure(&ground, &mut table).await,
-            "post" => post::measure(&ground, &mut table).await,
-            "latency" => latency::measure(&ground, &mut table).await,
-            "sweep" => sweep::measure(&ground, &mut table).await,
-            "growth" => growth::measure(&ground, &mut table).await,
-            "memory" => memory::measure(&ground, &mut table).await,
-            "balanced" => balanced::measure(&ground, &mut table).await,
-            _ => unreachable!("checked above"),
-        }
+        let measured = tokio::time::timeout(PATIENCE, measure(name, &ground, &mut table));
+        measured.await.expect("it ends");
         eprintln!("{name}: measured in {:.0} s", began.elapsed().as_secs_f64());
     }
     println!("{table}");
     println!("{:.0} s in all", start.elapsed().as_secs_f64());
     table.write_down();
     ground.stop().await;
+}
+
+async fn measure(name: &str, ground: &Ground, table: &mut Table) {
+    match name {
+        "raw" => raw::measure(ground, table).await,
+        "drain" => drain::measure(ground, table).await,
+        "post" => post::measure(ground, table).await,
+        "latency" => latency::measure(ground, table).await,
+        "sweep" => sweep::measure(ground, table).await,
+        "growth" => growth::measure(ground, table).await,
+        "memory" => memory::measure(ground, table).await,
+        "balanced" => balanced::measure(ground, table).await,
+        _ => unreachable!("names are checked first"),
+    }
 }

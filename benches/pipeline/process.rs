@@ -1,6 +1,8 @@
 //! The executable as a process, and what it uses.
 
+use std::fs::File;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -57,11 +59,10 @@ impl Process {
             .args([role, "--listen", &address])
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
-            // What a person would choose who cares for speed.
-            .env("RUST_LOG", "warn")
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(log(role))
             .kill_on_drop(true)
             .spawn()
             .unwrap();
@@ -94,4 +95,12 @@ impl Process {
     fn read(&self, file: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id().unwrap())).unwrap()
     }
+}
+
+/// Where a role logs: as much as it does by default, because that is part of its work.
+fn log(role: &str) -> File {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../bench");
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join(format!("{role}.log"));
+    File::options().create(true).append(true).open(path).unwrap()
 }

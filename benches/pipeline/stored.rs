@@ -26,8 +26,9 @@ pub async fn fill(database: &Database, windows: u32, slots: u32, missing: u32, s
          ends_at, tick_us, expected_reports, received_reports, missing_reports, created_at, \
          updated_at, closed_at) \
          SELECT t.n * 1000 + m.n + 1, UUID(), CONCAT('payments-', m.n % 100), '{status}', \
-         NOW(6) - INTERVAL 25 HOUR, NOW(6) - INTERVAL 24 HOUR, NOW(6) - INTERVAL 24 HOUR \
-         + INTERVAL t.n SECOND, 10000000, {slots}, {}, {}, NOW(6), NOW(6), NULL \
+         NOW(6) - INTERVAL 1 DAY, NOW(6) - INTERVAL 1 DAY + INTERVAL {slots} * 10 SECOND, \
+         NOW(6) - INTERVAL 1 DAY + INTERVAL {slots} * 10 SECOND, 10000000, {slots}, {}, {}, NOW(6), \
+         NOW(6), NULL \
          FROM {thousands} t CROSS JOIN {many} m ORDER BY 1",
             counts.0, counts.1,
         ),
