@@ -93,7 +93,7 @@ pub struct RelayArgs {
     pub http_timeout: Duration,
 
     /// Most messages of one request
-    #[arg(long, env = "BATCH_SIZE", default_value = "256", value_name = "NUMBER",
+    #[arg(long, env = "BATCH_SIZE", default_value = "512", value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub batch_size: u32,
 

@@ -12,6 +12,8 @@ use tokio::time::sleep;
 
 use super::ground::{Database, Ground};
 
+/// Options that a role takes from our environment, to try what they are worth.
+const PASSED_ON: [&str; 3] = ["PATH", "BATCH_SIZE", "CONCURRENCY"];
 /// How long a role may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -58,7 +60,7 @@ impl Process {
         let child = Command::new(env!("CARGO_BIN_EXE_heartbeat"))
             .args([role, "--listen", &address])
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
+            .envs(std::env::vars().filter(|(name, _)| PASSED_ON.contains(&name.as_str())))
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
