@@ -136,8 +136,8 @@ pub struct Watch {
     /// As it is stored.
     stored: Option<Known>,
     seen_to: watch::Sender<SeenTo>,
-    /// Since when everything is sent again that had been delivered, for good measure.
-    rest_since: Option<Timestamp>,
+    /// The lost Redis of which everything is sent again that had been delivered, for good measure.
+    rest_of: Option<Known>,
     /// The last instant of which it is stored that all before has arrived.
     noted: Option<Timestamp>,
     looks: u32,
@@ -168,8 +168,8 @@ impl Watch {
             self.search_for_stragglers(payments, &seen).await?;
         } else if self.catch_up(payments, &known, &seen).await? {
             let done_at = observe(payments, &seen_to).await?.now;
-            self.rest_since = Some(known.resend_since());
             self.known = Some(Known::new(&seen));
+            self.rest_of = Some(known);
             self.seen_to.send_replace(SeenTo { identity: seen.identity, done_at });
         } else {
             return Ok(());
@@ -198,7 +198,7 @@ impl Watch {
         let since = known.undelivered_since();
         tracing::warn!(%since, "Redis was emptied, replaced or restarted: sending again");
         let identity = seen.identity.as_str();
-        let which = Elsewhere { identity, and_unknown: true, and_delivered: false };
+        let which = Elsewhere { identity, and_unknown: true, and_delivered: false, only: None };
         let is_done = self.announce_again(payments, identity, known.resend_since()).await?
             && self.send_again(payments, which, since, u32::MAX).await?;
         if is_done {
@@ -207,18 +207,20 @@ impl Watch {
         Ok(is_done)
     }
 
-    /// Sends again some of what had been delivered when Redis was lost. Slowly, because it is for
+    /// Sends again some of what had been delivered when Redis was lost, and nothing that went to another
+    /// since: how far that had come is known. Slowly, because it is for
     /// good measure only, and must not keep new heartbeats waiting.
     async fn send_rest(
         &mut self,
         payments: &Payments,
         seen: &Observation,
     ) -> Result<(), PublishError> {
-        let Some(since) = self.rest_since else { return Ok(()) };
+        let Some(lost) = self.rest_of.clone() else { return Ok(()) };
         let identity = seen.identity.as_str();
-        let which = Elsewhere { identity, and_unknown: true, and_delivered: true };
-        if self.send_again(payments, which, since, STEPS_PER_LOOK).await? {
-            self.rest_since = None;
+        let only = Some(lost.identity.as_str());
+        let which = Elsewhere { identity, and_unknown: false, and_delivered: true, only };
+        if self.send_again(payments, which, lost.resend_since(), STEPS_PER_LOOK).await? {
+            self.rest_of = None;
         }
         Ok(())
     }
@@ -302,7 +304,8 @@ impl Watch {
             let since = seen.now.minus(AT_LEAST);
             if self.announce_again(payments, &seen.identity, since).await? {
                 let identity = seen.identity.as_str();
-                let which = Elsewhere { identity, and_unknown: false, and_delivered: true };
+                let which =
+                    Elsewhere { identity, and_unknown: false, and_delivered: true, only: None };
                 self.send_again(payments, which, since, STEPS_PER_LOOK).await?;
             }
         }

@@ -117,6 +117,8 @@ pub(in crate::payments) struct Elsewhere<'i> {
     pub(in crate::payments) and_unknown: bool,
     /// Whether also those that are [known](note_delivered) to have arrived.
     pub(in crate::payments) and_delivered: bool,
+    /// Only those that were published to this one, if any is named.
+    pub(in crate::payments) only: Option<&'i str>,
 }
 
 /// Notes that everything which was published to a Redis before an instant of its clock has arrived.
@@ -161,7 +163,7 @@ pub(in crate::payments) async fn published_elsewhere(
          FROM report_audit a FORCE INDEX (report_audit_published) \
          WHERE service = ? AND published_at >= ? AND (published_at > ? OR id > ?) \
          AND (redis_mark <> ? OR (? AND redis_mark IS NULL)) AND slot IS NOT NULL \
-         AND (? OR NOT EXISTS (SELECT 1 FROM delivered_marks d WHERE d.service = a.service \
+         AND (? OR redis_mark = ?) AND (? OR NOT EXISTS (SELECT 1 FROM delivered_marks d WHERE d.service = a.service \
          AND d.stream = ? AND d.redis_mark = a.redis_mark \
          AND a.published_at < d.delivered_until)) \
          ORDER BY published_at, id LIMIT ?",
@@ -172,6 +174,8 @@ pub(in crate::payments) async fn published_elsewhere(
     .bind(after)
     .bind(mark(wanted.identity))
     .bind(wanted.and_unknown)
+    .bind(wanted.only.is_none())
+    .bind(wanted.only.map_or(0, mark))
     .bind(wanted.and_delivered)
     .bind(payments.producer.stream().reports())
     .bind(limit)
