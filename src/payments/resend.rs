@@ -91,17 +91,22 @@ pub async fn run(payments: Payments, shutdown: CancellationToken) -> anyhow::Res
     Ok(())
 }
 
-/// Tells Redis once a second that this process is here, and which Redis it has seen to: also while
-/// the database does not answer, for until everything is sent again the monitor has to wait.
+/// Tells Redis that this process is here, and which Redis it has seen to: at once when that changes,
+/// and once a second. Also while the database does not answer, for until everything is sent again the
+/// monitor has to wait.
 async fn be_present(
     payments: &Payments,
-    seen_to: watch::Receiver<SeenTo>,
+    mut seen_to: watch::Receiver<SeenTo>,
     shutdown: &CancellationToken,
 ) {
     let mut pause = Duration::ZERO;
-    while shutdown::sleep(pause, shutdown).await {
+    loop {
+        tokio::select! {
+            go_on = shutdown::sleep(pause, shutdown) => if !go_on { return },
+            Ok(()) = seen_to.changed() => (),
+        }
         pause = INTERVAL;
-        let seen_to = seen_to.borrow().clone();
+        let seen_to = seen_to.borrow_and_update().clone();
         if let Err(error) = observe(payments, &seen_to).await {
             tracing::debug!(%error, "Redis cannot be told that this service is here");
         }

@@ -113,7 +113,7 @@ async fn whatever_is_missing_after_a_sender_has_died_is_explained() {
     let ground = Ground::new().await;
     let environment =
         [("DATABASE_URL", &*ground.monitor_url), ("AUDIT_DATABASE_URL", &*ground.payments_url)];
-    let quick = ["--grace", "100ms", "--sweep-interval", "200ms"];
+    let quick = ["--grace", "100ms", "--sweep-interval", "200ms", "--replay-grace", "1s"];
     ground.payments("payments-a").await;
     let monitor = Process::role("monitor", &quick, &environment).await;
     let _relay = Process::relay(&ground, &monitor.url(""), &[]).await;

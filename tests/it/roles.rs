@@ -168,7 +168,7 @@ async fn what_the_audit_says_was_sent_is_what_the_monitor_received() {
     let monitor_at: SocketAddr = free_address();
     let monitor_url = format!("http://{monitor_at}");
     let environment = [("DATABASE_URL", ground.monitor_url.as_str())];
-    let quick = ["--sweep-interval", "200ms", "--grace", "5s"];
+    let quick = ["--sweep-interval", "200ms", "--grace", "5s", "--replay-grace", "5s"];
     let monitor = Process::role_at(monitor_at, "monitor", &quick, &environment).await;
     let relay = Process::relay(&ground, &monitor_url, &["--consumer-name", "one"]).await;
     let mut services = Vec::new();
