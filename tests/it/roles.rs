@@ -205,12 +205,13 @@ async fn what_the_audit_says_was_sent_is_what_the_monitor_received() {
             let expected = Counts {
                 received: count("sent_to_queue"),
                 errors: count("error_count"),
-                missing: count("no_reported"),
+                // A tick that a busy machine has missed was not sent either.
+                missing: 40 - count("sent_to_queue"),
                 unobserved: 0,
             };
             assert_eq!(window.counts, expected, "{audit}");
             assert_eq!(window.status, WindowStatus::Alert, "each omits at least one");
-            assert_eq!(expected.received + expected.missing, 40);
+            assert!(count("no_reported") > 0, "{audit}");
         }
     }
 }

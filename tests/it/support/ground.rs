@@ -136,7 +136,10 @@ impl Ground {
     /// A plain connection to Redis.
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(shared().redis_url.as_str()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        // It is shared by all tests: what one fills, the others wait for.
+        let patient =
+            redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
+        client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
     }
 }
 
