@@ -17,6 +17,11 @@ pub(super) const WITHOUT_OBSTACLE: &str = " AND NOT EXISTS (SELECT 1 FROM suspec
     WHERE s.window_uuid = windows.window_uuid) AND NOT EXISTS (SELECT 1 FROM resending_services r \
     WHERE r.service_name = windows.service_name)";
 
+const INSERT_SUSPECT: &str = "INSERT INTO suspect_windows (window_uuid, stream, consumer_group) \
+    VALUES (?, ?, ?) ON DUPLICATE KEY UPDATE stream = stream";
+const DELETE_SUSPECT: &str =
+    "DELETE FROM suspect_windows WHERE window_uuid = ? AND stream = ? AND consumer_group = ?";
+
 /// How long a service is waited for of which nothing is heard, once it is known to owe something.
 const AWAITED: Duration = Duration::from_secs(30);
 /// How much shorter that may become before it is stored again.
@@ -53,21 +58,8 @@ async fn store_suspects(
     .fetch_all(&mut *connection)
     .await?;
     let before: BTreeSet<String> = before.into_iter().collect();
-    let gone = before.difference(&now).map(|uuid| {
-        (
-            uuid,
-            "DELETE FROM suspect_windows \
-        WHERE window_uuid = ? AND stream = ? AND consumer_group = ?",
-        )
-    });
-    let new = now.difference(&before).map(|uuid| {
-        (
-            uuid,
-            "INSERT INTO suspect_windows \
-        (window_uuid, stream, consumer_group) VALUES (?, ?, ?) \
-        ON DUPLICATE KEY UPDATE stream = stream",
-        )
-    });
+    let gone = before.difference(&now).map(|uuid| (uuid, DELETE_SUSPECT));
+    let new = now.difference(&before).map(|uuid| (uuid, INSERT_SUSPECT));
     for (uuid, statement) in gone.chain(new) {
         let change = sqlx::query(statement).bind(uuid).bind(&report.stream).bind(&report.group);
         change.execute(&mut *connection).await?;

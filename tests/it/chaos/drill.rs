@@ -15,6 +15,8 @@ use super::recovery::streams_are_drained;
 const AWAY: Duration = Duration::from_secs(3);
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a drill waits for what was before it: a long run leaves a backlog behind.
+const CALM_PATIENCE: Duration = Duration::from_mins(5);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -37,7 +39,7 @@ pub async fn all(cluster: &Cluster) -> Vec<Drill> {
         ("a relay", RELAYS.start),
         ("a monitor", MONITORS.start),
     ] {
-        until(async || is_calm(cluster).await).await;
+        calm(cluster).await;
         let role = &cluster.roles[process];
         let mut child = role.hold().await;
         cluster.kill(&mut child).await;
@@ -53,7 +55,7 @@ pub async fn all(cluster: &Cluster) -> Vec<Drill> {
 }
 
 async fn redis(cluster: &Cluster) -> Drill {
-    until(async || is_calm(cluster).await).await;
+    calm(cluster).await;
     let mut redis = cluster.redis.lock().await;
     let pid = redis.pid();
     redis.kill().await.unwrap();
@@ -65,7 +67,7 @@ async fn redis(cluster: &Cluster) -> Drill {
 }
 
 async fn database(cluster: &Cluster) -> Drill {
-    until(async || is_calm(cluster).await).await;
+    calm(cluster).await;
     let mut database = cluster.database.lock().await;
     let pid = database.pid();
     database.kill().await.unwrap();
@@ -84,6 +86,12 @@ async fn away(cluster: &Cluster) -> Option<Duration> {
     seen_after
 }
 
+/// Waits until everything works and nothing waits: only then is it one part that fails.
+async fn calm(cluster: &Cluster) {
+    let calm = until_within(CALM_PATIENCE, async || is_calm(cluster).await).await;
+    assert!(calm.is_some(), "what was before is not over after {CALM_PATIENCE:?}");
+}
+
 async fn is_calm(cluster: &Cluster) -> bool {
     all_are_ready(cluster).await && streams_are_drained(cluster).await
 }
@@ -96,12 +104,19 @@ async fn all_are_ready(cluster: &Cluster) -> bool {
 }
 
 /// Waits until something holds. Answers how long that took, or none if it took too long.
-async fn until(mut holds: impl AsyncFnMut() -> bool) -> Option<Duration> {
+async fn until(holds: impl AsyncFnMut() -> bool) -> Option<Duration> {
+    until_within(PATIENCE, holds).await
+}
+
+async fn until_within(
+    patience: Duration,
+    mut holds: impl AsyncFnMut() -> bool,
+) -> Option<Duration> {
     let start = Instant::now();
     let waiting = async {
         while !holds().await {
             sleep(PAUSE).await;
         }
     };
-    timeout(PATIENCE, waiting).await.ok().map(|()| start.elapsed())
+    timeout(patience, waiting).await.ok().map(|()| start.elapsed())
 }
