@@ -10,18 +10,18 @@
 
 pub mod api;
 pub mod audits;
+pub mod batcher;
 pub mod closing;
 mod explain;
 pub mod ingest;
-pub mod known;
 pub mod lookups;
 pub mod pipeline;
 pub mod register;
 mod repository;
 pub mod sweep;
-pub mod together;
 pub mod watermark;
 pub mod window;
+pub mod window_cache;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,10 +37,10 @@ use tokio_util::sync::CancellationToken;
 use self::audits::Audits;
 use self::closing::ClosingRules;
 use self::ingest::Arrivals;
-use self::known::KnownWindows;
 use self::lookups::Lookups;
 use self::repository::Filter;
 use self::window::StoredWindow;
+use self::window_cache::WindowCache;
 use crate::config::{
     DatabaseArgs, DatabaseUrl, StartArgs, TickArgs, duration, positive_duration, secret,
 };
@@ -121,7 +121,7 @@ pub struct Monitor {
     /// What allows to destroy and to send again; without it nobody may.
     pub admin_token: Option<AdminToken>,
     /// Windows that were met lately.
-    pub known_windows: Arc<KnownWindows>,
+    pub window_cache: Arc<WindowCache>,
     /// Heartbeats that wait to be written.
     pub arrivals: Arc<Arrivals>,
     /// Those who wait to be told of a window.
@@ -190,7 +190,7 @@ pub async fn serve(
         replay_grace: args.replay_grace,
         max_hold: args.max_hold,
         admin_token: args.admin_token,
-        known_windows: Arc::default(),
+        window_cache: Arc::default(),
         arrivals: Arc::default(),
         lookups: Arc::default(),
         wake_sweep: Arc::default(),

@@ -66,7 +66,7 @@ impl Error {
     /// More waits already than can be written soon: ask later.
     #[must_use]
     pub fn overloaded() -> Self {
-        sqlx::Error::PoolTimedOut.into()
+        sqlx::Error::Protocol("more waits already than can be written soon".to_owned()).into()
     }
 
     /// A row that a table should never hold. `what` names table, row and column.

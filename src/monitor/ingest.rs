@@ -12,9 +12,9 @@ use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::Monitor;
+use super::batcher::{Batcher, Limits};
 use super::register::{MAX_OPEN_WINDOWS, Sighting, register};
 use super::repository::{self, EventRow, Stored};
-use super::together::{Limits, Together};
 use super::window::StoredWindow;
 use crate::db;
 use crate::wire::{Announcement, Heartbeat, Slot, Timestamp, Window};
@@ -88,11 +88,11 @@ pub struct Arrival {
 
 /// Heartbeats that wait for the next transaction.
 #[derive(Debug)]
-pub struct Arrivals(Together<Arrival, Outcome>);
+pub struct Arrivals(Batcher<Arrival, Outcome>);
 
 impl Default for Arrivals {
     fn default() -> Self {
-        Self(Together::new(LIMITS))
+        Self(Batcher::new(LIMITS))
     }
 }
 
@@ -114,7 +114,7 @@ pub async fn ingest(
         let carried_out: BoxFuture<'static, _> = Box::pin(async move {
             let taken = take(&monitor, &arrivals).await;
             if taken.as_ref().is_err_and(|error| error.class != db::Class::Data) {
-                monitor.known_windows.forget();
+                monitor.window_cache.forget();
             }
             taken
         });

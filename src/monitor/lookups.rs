@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::Monitor;
+use super::batcher::{Batcher, Limits};
 use super::repository;
-use super::together::{Limits, Together};
 use super::window::StoredWindow;
 use crate::db;
 
@@ -19,11 +19,11 @@ const LIMITS: Limits = Limits { leaders: 2, group: 512, waiting: 10_000 };
 
 /// Those who wait to be told of a window.
 #[derive(Debug)]
-pub struct Lookups(Together<Uuid, Option<StoredWindow>>);
+pub struct Lookups(Batcher<Uuid, Option<StoredWindow>>);
 
 impl Default for Lookups {
     fn default() -> Self {
-        Self(Together::new(LIMITS))
+        Self(Batcher::new(LIMITS))
     }
 }
 
@@ -36,7 +36,7 @@ pub async fn find_window(monitor: &Monitor, uuid: Uuid) -> Result<Option<StoredW
     let work = Arc::new(move |uuids: Arc<[Uuid]>| {
         let pool = pool.clone();
         let read: BoxFuture<'static, _> = Box::pin(async move {
-            let found = repository::find_windows(&pool, &uuids).await?;
+            let found = db::patiently(repository::find_windows(&pool, &uuids)).await?;
             Ok(uuids.iter().map(|uuid| found.get(uuid).cloned()).collect())
         });
         read

@@ -1,7 +1,7 @@
 //! Making windows known: the first definition stands, whoever brings it, and what later messages
 //! say of an open window is noted.
 //!
-//! Windows that were [met lately](super::known) cost no question to the database, unless a message
+//! Windows that were [met lately](super::window_cache) cost no question to the database, unless a message
 //! brings news of them.
 
 use std::collections::btree_map::Entry;
@@ -102,7 +102,7 @@ pub(super) async fn register(
         }
     }
     let mut known = HashMap::with_capacity(sighted.len());
-    sighted.retain(|uuid, sighting| match monitor.known_windows.get(*uuid, now) {
+    sighted.retain(|uuid, sighting| match monitor.window_cache.get(*uuid, now) {
         Some(window) if !sighting.corrects(&window) => {
             known.insert(*uuid, window);
             false
@@ -112,7 +112,7 @@ pub(super) async fn register(
     let mut inserted = BTreeSet::new();
     if !sighted.is_empty() {
         let found = ask_and_insert(monitor, &sighted, &mut inserted, now).await?;
-        monitor.known_windows.remember(found.values(), now);
+        monitor.window_cache.remember(found.values(), now);
         known.extend(found);
     }
     Ok((known, inserted))
@@ -160,7 +160,8 @@ async fn read_and_correct(
     uuids: &[Uuid],
     sighted: &BTreeMap<Uuid, Sighting>,
 ) -> Result<HashMap<Uuid, Arc<StoredWindow>>, db::Error> {
-    let mut found = repository::windows_by_uuid(&monitor.pool, uuids).await?;
+    let reading = repository::windows_by_uuid(&monitor.pool, uuids);
+    let mut found = db::patiently(reading).await?;
     let mut corrections = BTreeMap::new();
     for stored in found.values_mut() {
         let Some(sighting) = sighted.get(&stored.window.uuid) else { continue };
@@ -187,7 +188,7 @@ async fn leave_out_crowded(
 ) -> Result<(), db::Error> {
     let mut room: HashMap<ServiceName, u64> = HashMap::new();
     for service in new.values().map(|sighting| &sighting.window.service).collect::<BTreeSet<_>>() {
-        let open = repository::open_windows(&monitor.pool, service).await?;
+        let open = db::patiently(repository::open_windows(&monitor.pool, service)).await?;
         room.insert(service.clone(), MAX_OPEN_WINDOWS.saturating_sub(open));
     }
     new.retain(|_, sighting| match room.get_mut(&sighting.window.service) {

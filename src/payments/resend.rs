@@ -212,9 +212,9 @@ impl Watch {
         Ok(is_done)
     }
 
-    /// Sends again some of what had been delivered when Redis was lost, and nothing that went to another
-    /// since: how far that had come is known. Slowly, because it is for
-    /// good measure only, and must not keep new heartbeats waiting.
+    /// Sends again some of what had been delivered when Redis was lost, and nothing that went to
+    /// another since: how far that had come is known. Slowly, because it is for good measure only,
+    /// and must not keep new heartbeats waiting.
     async fn send_rest(
         &mut self,
         payments: &Payments,

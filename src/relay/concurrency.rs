@@ -5,7 +5,7 @@
 //! successes as there are places, half of them after the monitor has had to turn a request away.
 //! Relays that share a monitor so come to share it fairly.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -50,7 +50,7 @@ impl Concurrency {
         self.free.add_permits(more);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Rule> {
+    fn lock(&self) -> MutexGuard<'_, Rule> {
         self.rule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -76,7 +76,7 @@ impl Rule {
     fn learn(&mut self, load: Load) -> usize {
         match load {
             Load::Taken => {
-                self.successes += 1;
+                self.successes = self.successes.saturating_add(1);
                 if self.successes < self.wanted || self.wanted == self.most {
                     return 0;
                 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use heartbeat::config::DatabaseUrl;
 use heartbeat::db;
-use heartbeat::monitor::{ingest, latest_windows};
+use heartbeat::monitor::{Monitor, ingest, latest_windows, lookups};
 use heartbeat::payments;
 use sqlx::{AssertSqlSafe, Connection, MySqlPool, Row};
 use uuid::Uuid;
@@ -169,6 +169,50 @@ async fn a_monitor_recovers_when_its_connections_fall_silent() {
     proxy.fall_silent();
     let (status, took) = monitor.terminate().await;
     assert!(status.success() && took < Duration::from_secs(10), "{status} {took:?}");
+}
+
+/// Callers share questions and transactions: one that is never answered must not keep the next ones
+/// waiting for long.
+#[tokio::test]
+async fn what_is_never_answered_does_not_hold_up_those_who_come_next() {
+    let ground = Ground::new().await;
+    let at = ground.monitor_tcp_url.split(['@', '/']).find(|part| part.starts_with("127.0.0.1:"));
+    let proxy = Proxy::start(at.unwrap().parse().unwrap()).await;
+    let url = ground.monitor_tcp_url.replace(at.unwrap(), &proxy.address.to_string());
+    let url: DatabaseUrl = url.parse().unwrap();
+    let direct = ground.monitor().await;
+    let through = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
+    let monitor = Monitor { pool: through, ..direct.clone() };
+    let known = window("payments-a", 50);
+    ingest::ingest(&monitor, vec![heartbeat(&known, 0)], known.from()).await.unwrap();
+
+    let mut other = direct.pool.acquire().await.unwrap();
+    sqlx::raw_sql("LOCK TABLES windows WRITE").execute(&mut *other).await.unwrap();
+    let mut stuck = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let (asker, uuid) = (monitor.clone(), known.uuid);
+        stuck.spawn(async move { drop(lookups::find_window(&asker, uuid).await) });
+        let (monitor, new) = (monitor.clone(), window("payments-a", 50));
+        stuck.spawn(async move {
+            drop(ingest::ingest(&monitor, vec![heartbeat(&new, 0)], new.from()).await);
+        });
+    }
+    let waiting = "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
+        WHERE DB = DATABASE() AND STATE LIKE 'Waiting for table%'";
+    eventually("all of them wait for the table", async || {
+        let found: i64 = sqlx::query_scalar(waiting).fetch_one(&direct.pool).await.unwrap();
+        (found == 4).then_some(())
+    })
+    .await;
+    proxy.fall_silent();
+    sqlx::raw_sql("UNLOCK TABLES").execute(&mut *other).await.unwrap();
+
+    let patience = Duration::from_secs(12);
+    let asking = lookups::find_window(&monitor, known.uuid);
+    let found = tokio::time::timeout(patience, asking).await.expect("it is answered");
+    assert_eq!(found.unwrap().unwrap().counts.received, 1);
+    let taking = ingest::ingest(&monitor, vec![heartbeat(&known, 1)], known.from());
+    tokio::time::timeout(patience, taking).await.expect("it is answered").unwrap();
 }
 
 /// Two batches that hold the same rows in opposite order must not wait for each other in a circle.

@@ -222,29 +222,6 @@ pub(in crate::monitor) async fn counts(
     Ok(counted)
 }
 
-/// What has arrived of open windows, of which nothing is missing yet, and when the last of it did.
-async fn open_counts(
-    connection: &mut db::Connection,
-    ids: &[i64],
-) -> Result<HashMap<i64, (Counts, Timestamp)>, db::Error> {
-    let mut counted = HashMap::with_capacity(ids.len());
-    for chunk in chunks(ids) {
-        let mut query = QueryBuilder::<MySql>::new(
-            "SELECT window_id, COUNT(*) AS received, COUNT(NULLIF(status, 'OK')) AS errors, \
-             MAX(recorded_at) AS last FROM events WHERE window_id IN ",
-        );
-        push_list(&mut query, chunk.iter().copied());
-        query.push(" GROUP BY window_id");
-        for row in query.build().fetch_all(&mut *connection).await? {
-            let (received, errors) = (number(&row, "received")?, number(&row, "errors")?);
-            let last: DateTime<Utc> = row.try_get("last")?;
-            let counts = Counts { received, errors, ..Counts::default() };
-            counted.insert(row.try_get("window_id")?, (counts, last.into()));
-        }
-    }
-    Ok(counted)
-}
-
 /// Adds what is not kept in the row: the counts of open windows, and of unscheduled heartbeats.
 async fn with_counts(
     pool: &MySqlPool,
@@ -254,7 +231,7 @@ async fn with_counts(
     let is_open = |window: &&StoredWindow| window.status == WindowStatus::Open;
     let open: Vec<i64> = windows.iter().filter(is_open).map(|window| window.id).collect();
     let all: Vec<i64> = windows.iter().map(|window| window.id).collect();
-    let counted = open_counts(&mut connection, &open).await?;
+    let counted = counts(&mut connection, &open).await?;
     let unscheduled = unscheduled(&mut connection, &all).await?;
     for window in &mut windows {
         if let Some((counts, last)) = counted.get(&window.id) {

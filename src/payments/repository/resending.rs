@@ -163,7 +163,8 @@ pub(in crate::payments) async fn published_elsewhere(
          FROM report_audit a FORCE INDEX (report_audit_published) \
          WHERE service = ? AND published_at >= ? AND (published_at > ? OR id > ?) \
          AND (redis_mark <> ? OR (? AND redis_mark IS NULL)) AND slot IS NOT NULL \
-         AND (? OR redis_mark = ?) AND (? OR NOT EXISTS (SELECT 1 FROM delivered_marks d WHERE d.service = a.service \
+         AND (? OR redis_mark = ?) \
+         AND (? OR NOT EXISTS (SELECT 1 FROM delivered_marks d WHERE d.service = a.service \
          AND d.stream = ? AND d.redis_mark = a.redis_mark \
          AND a.published_at < d.delivered_until)) \
          ORDER BY published_at, id LIMIT ?",

@@ -69,7 +69,7 @@ impl Ground {
             replay_grace: Duration::from_secs(30),
             max_hold: Duration::from_mins(10),
             admin_token: None,
-            known_windows: Arc::default(),
+            window_cache: Arc::default(),
             arrivals: Arc::default(),
             lookups: Arc::default(),
             wake_sweep: Arc::default(),

@@ -24,17 +24,17 @@ const FRESH_FOR: Duration = Duration::from_secs(10);
 
 /// The windows that were met last.
 #[derive(Debug)]
-pub struct KnownWindows {
+pub struct WindowCache {
     windows: Mutex<LruCache<Uuid, (Timestamp, Arc<StoredWindow>)>>,
 }
 
-impl Default for KnownWindows {
+impl Default for WindowCache {
     fn default() -> Self {
         Self { windows: Mutex::new(LruCache::new(CAPACITY)) }
     }
 }
 
-impl KnownWindows {
+impl WindowCache {
     /// A window, if the database was asked for it lately.
     #[must_use]
     pub fn get(&self, uuid: Uuid, now: Timestamp) -> Option<Arc<StoredWindow>> {

@@ -6,7 +6,8 @@
 //! so that no call ever waits for company. The idea is the group commit of database logs (`DeWitt`
 //! et al., "Implementation techniques for main memory database systems", 1984).
 //!
-//! What one call is to blame for, the others do not suffer: they are worked on again, each alone.
+//! What one call is to blame for, the others do not suffer: they are worked on again, each alone. The
+//! work must end by itself: nobody cancels it, and while it lasts it holds a place.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,7 +19,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::db::{self, Class};
 
-/// Bounds of a [`Together`].
+/// Bounds of a [`Batcher`].
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Transactions at a time.
@@ -31,7 +32,7 @@ pub struct Limits {
 
 /// Calls of one kind that share transactions. Each has any number of items, and gets an answer for
 /// each item, in order.
-pub struct Together<I, O> {
+pub struct Batcher<I, O> {
     queue: Mutex<Queue<I, O>>,
     places: Arc<Semaphore>,
     limits: Limits,
@@ -53,13 +54,13 @@ struct Call<I, O> {
     answer: oneshot::Sender<Answer<O>>,
 }
 
-impl<I, O> fmt::Debug for Together<I, O> {
+impl<I, O> fmt::Debug for Batcher<I, O> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Together").field("limits", &self.limits).finish_non_exhaustive()
+        formatter.debug_struct("Batcher").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
-impl<I, O> Together<I, O>
+impl<I, O> Batcher<I, O>
 where
     I: Clone + Send + Sync + 'static,
     O: Send + 'static,
@@ -164,7 +165,7 @@ where
             }
         }
         Err(error) if callers.len() > 1 && is_somebodys_fault(&error) => {
-            for (range, caller) in callers {
+            for (range, caller) in callers.into_iter().filter(|(_, caller)| !caller.is_closed()) {
                 caller.send(carry_out(&work, items[range].into()).await).ok();
             }
         }
@@ -236,13 +237,13 @@ mod tests {
 
     /// Calls that all wait behind a first one, with the items `[100]`, until it is let through.
     async fn behind_another(
-        together: &Arc<Together<i64, i64>>,
+        batcher: &Arc<Batcher<i64, i64>>,
         doubling: &Arc<Doubling>,
         calls: &[&[i64]],
     ) -> Vec<Result<Vec<i64>, db::Error>> {
         let call = |items: Vec<i64>| {
-            let (together, work) = (Arc::clone(together), work(doubling));
-            let calling = tokio::spawn(async move { together.call(items, work).await });
+            let (batcher, work) = (Arc::clone(batcher), work(doubling));
+            let calling = tokio::spawn(async move { batcher.call(items, work).await });
             async { timeout(Duration::from_secs(10), calling).await.unwrap().unwrap() }
         };
         let first = call(vec![100]);
@@ -267,15 +268,15 @@ mod tests {
         answered
     }
 
-    fn shut() -> (Arc<Together<i64, i64>>, Arc<Doubling>) {
+    fn shut() -> (Arc<Batcher<i64, i64>>, Arc<Doubling>) {
         let doubling = Doubling { is_shut: true, ..Doubling::default() };
-        (Arc::new(Together::new(LIMITS)), Arc::new(doubling))
+        (Arc::new(Batcher::new(LIMITS)), Arc::new(doubling))
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_waits_is_done_together_and_each_gets_its_own() {
-        let (together, doubling) = shut();
-        let answers = behind_another(&together, &doubling, &[&[1, 2], &[3], &[4, 5, 6]]).await;
+        let (batcher, doubling) = shut();
+        let answers = behind_another(&batcher, &doubling, &[&[1, 2], &[3], &[4, 5, 6]]).await;
         let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
         assert_eq!(answers, [vec![2, 4], vec![6], vec![8, 10, 12]]);
         assert_eq!(groups(&doubling), [vec![100], vec![1, 2, 3, 4, 5, 6]]);
@@ -283,9 +284,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_group_has_a_limit_that_one_call_alone_may_exceed() {
-        let (together, doubling) = shut();
+        let (batcher, doubling) = shut();
         let many: Vec<i64> = (1..=10).collect();
-        let answers = behind_another(&together, &doubling, &[&[1; 5], &many, &[2; 2]]).await;
+        let answers = behind_another(&batcher, &doubling, &[&[1; 5], &many, &[2; 2]]).await;
         assert!(answers.iter().all(Result::is_ok));
         assert_eq!(groups(&doubling), [vec![100], vec![1; 5], many, vec![2; 2]]);
     }
@@ -293,8 +294,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_one_is_to_blame_for_the_others_do_not_suffer() {
         for bad in [-1, -2] {
-            let (together, doubling) = shut();
-            let answers = behind_another(&together, &doubling, &[&[1], &[bad, 5], &[2]]).await;
+            let (batcher, doubling) = shut();
+            let answers = behind_another(&batcher, &doubling, &[&[1], &[bad, 5], &[2]]).await;
             assert_eq!(answers[0].as_ref().unwrap(), &[2], "{bad}");
             assert_eq!(answers[1].as_ref().unwrap_err().class, Class::Bug, "{bad}");
             assert_eq!(answers[2].as_ref().unwrap(), &[4], "{bad}");
@@ -303,28 +304,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_is_to_blame_for_all_are_told_at_once() {
-        let (together, doubling) = shut();
-        let answers = behind_another(&together, &doubling, &[&[1], &[-3]]).await;
+        let (batcher, doubling) = shut();
+        let answers = behind_another(&batcher, &doubling, &[&[1], &[-3]]).await;
         assert!(answers.iter().all(Result::is_err));
         assert_eq!(groups(&doubling).len(), 2, "nothing is tried again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn too_much_is_refused_and_room_comes_back() {
-        let (together, doubling) = shut();
-        let answers = behind_another(&together, &doubling, &[&[1; 15], &[2; 6], &[3; 5]]).await;
+        let (batcher, doubling) = shut();
+        let answers = behind_another(&batcher, &doubling, &[&[1; 15], &[2; 6], &[3; 5]]).await;
         assert!(answers[0].is_ok() && answers[2].is_ok());
         assert_eq!(answers[1].as_ref().unwrap_err().class, Class::Unavailable);
-        let more = behind_another(&together, &doubling, &[&[4; 20]]).await;
+        let more = behind_another(&batcher, &doubling, &[&[4; 20]]).await;
         assert!(more[0].is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_gives_up_takes_nobody_along() {
-        let (together, doubling) = shut();
+        let (batcher, doubling) = shut();
         let spawn = |items: Vec<i64>| {
-            let (together, work) = (Arc::clone(&together), work(&doubling));
-            tokio::spawn(async move { together.call(items, work).await })
+            let (batcher, work) = (Arc::clone(&batcher), work(&doubling));
+            tokio::spawn(async move { batcher.call(items, work).await })
         };
         let leader = spawn(vec![1]);
         tokio::task::yield_now().await;
@@ -342,15 +343,15 @@ mod tests {
 
     #[tokio::test]
     async fn many_at_once_are_all_answered() {
-        let together = Arc::new(Together::new(Limits { leaders: 2, group: 50, waiting: 100_000 }));
+        let batcher = Arc::new(Batcher::new(Limits { leaders: 2, group: 50, waiting: 100_000 }));
         let doubling = Arc::new(Doubling::default());
         let mut calls = tokio::task::JoinSet::new();
         for number in 0..2_000 {
-            let (together, work) = (Arc::clone(&together), work(&doubling));
+            let (batcher, work) = (Arc::clone(&batcher), work(&doubling));
             calls.spawn(async move {
                 let items = vec![number; usize::try_from(number % 7).unwrap()];
                 let expected: Vec<i64> = items.iter().map(|item| item * 2).collect();
-                assert_eq!(together.call(items, work).await.unwrap(), expected);
+                assert_eq!(batcher.call(items, work).await.unwrap(), expected);
             });
         }
         timeout(Duration::from_secs(30), calls.join_all()).await.unwrap();
