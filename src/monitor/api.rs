@@ -18,7 +18,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use self::views::{HeartbeatView, OutcomeView, SweptView, WindowPage, WindowView};
+use self::views::{HeartbeatView, OutcomeView, SweptView, TakenView, WindowPage, WindowView};
 use super::ingest::{self, Outcome};
 use super::repository::{self, Filter, Position};
 use super::{Monitor, explain, lookups, sweep};
@@ -71,11 +71,16 @@ async fn post_heartbeat(
 ) -> Result<Response, ApiError> {
     let now = clock::now();
     let heartbeat = Heartbeat::parse(&body, monitor.default_tick)?;
+    let uuid = heartbeat.window.uuid;
     let outcomes = ingest::ingest(&monitor, vec![heartbeat.clone()], now).await?;
     let outcome = unless_rejected(outcomes)?;
-    let window = stored_window(&monitor, heartbeat.window.uuid).await?;
+    let found = match outcome {
+        Outcome::Recorded => lookups::find_open_window(&monitor, uuid, clock::now()).await?,
+        _ => lookups::find_window(&monitor, uuid).await?,
+    };
+    let window = found.map(WindowView::from).ok_or_else(|| unknown_window(uuid))?;
     let heartbeat = HeartbeatView::new(&heartbeat, &window.stored.window, now);
-    let answer = json!({"heartbeat": heartbeat, "window": window, "outcome": outcome});
+    let answer = TakenView { heartbeat: Some(heartbeat), window, outcome: outcome.name() };
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
@@ -99,7 +104,7 @@ async fn post_window(
     let outcomes = ingest::announce(&monitor, vec![told], clock::now()).await?;
     let outcome = unless_rejected(outcomes)?;
     let window = stored_window(&monitor, uuid).await?;
-    let answer = json!({"window": window, "outcome": outcome});
+    let answer = TakenView { heartbeat: None, window, outcome: outcome.name() };
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
@@ -195,13 +200,13 @@ fn unknown_window(uuid: Uuid) -> ApiError {
     ApiError::not_found(format!("no window {uuid} is known"))
 }
 
-/// The name of the only outcome, unless it is a refusal.
-fn unless_rejected(outcomes: Vec<Outcome>) -> Result<&'static str, ApiError> {
+/// The only outcome, unless it is a refusal.
+fn unless_rejected(outcomes: Vec<Outcome>) -> Result<Outcome, ApiError> {
     match outcomes.into_iter().next() {
         Some(Outcome::Rejected(reason)) => {
             Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, reason))
         }
-        Some(outcome) => Ok(outcome.name()),
+        Some(outcome) => Ok(outcome),
         None => Err(ApiError::internal("a heartbeat without an outcome")),
     }
 }

@@ -103,8 +103,8 @@ pub(super) async fn register(
     }
     let mut known = HashMap::with_capacity(sighted.len());
     sighted.retain(|uuid, sighting| match monitor.window_cache.get(*uuid, now) {
-        Some(window) if !sighting.corrects(&window) => {
-            known.insert(*uuid, window);
+        Some(cached) if !sighting.corrects(&cached.window) => {
+            known.insert(*uuid, cached.window);
             false
         }
         _ => true,

@@ -11,6 +11,7 @@ mod events;
 mod letters;
 mod obstacles;
 mod pipelines;
+mod tallies;
 mod windows;
 
 use sqlx::MySql;
@@ -34,9 +35,10 @@ pub(super) use pipelines::{
     Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,
     store_progress, store_report,
 };
+pub(super) use tallies::{Found, Tally, count_from};
 pub(super) use windows::{
     Filter, Position, correct_windows, counts, find_windows, insert_windows, list_windows,
-    open_windows, windows_by_id, windows_by_uuid,
+    open_windows, unscheduled, windows_by_id, windows_by_uuid,
 };
 
 /// Largest number of rows in one statement.

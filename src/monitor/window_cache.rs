@@ -2,7 +2,8 @@
 //!
 //! What is relied on never changes: a window's row, and its first definition. What may change is
 //! only ever out of date on the safe side: a window that is taken for open after it has closed, or
-//! an offset that another monitor has made smaller, cost a question to the database.
+//! an offset that another monitor has made smaller, cost a question to the database. Nor does the
+//! beginning of an open window change of which every slot has arrived.
 //!
 //! After a failure of the database everything is forgotten, and anything after a few seconds: the
 //! server that answers next may be another, which need not have every row that the last one had.
@@ -14,6 +15,7 @@ use std::time::Duration;
 use lru::LruCache;
 use uuid::Uuid;
 
+use super::repository::Tally;
 use super::window::StoredWindow;
 use crate::wire::Timestamp;
 
@@ -25,7 +27,16 @@ const FRESH_FOR: Duration = Duration::from_secs(10);
 /// The windows that were met last.
 #[derive(Debug)]
 pub struct WindowCache {
-    windows: Mutex<LruCache<Uuid, (Timestamp, Arc<StoredWindow>)>>,
+    windows: Mutex<LruCache<Uuid, Known>>,
+}
+
+/// What is known of one window.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) window: Arc<StoredWindow>,
+    /// What its beginning adds up to, while it is open.
+    pub(super) tally: Tally,
+    read_at: Timestamp,
 }
 
 impl Default for WindowCache {
@@ -36,22 +47,34 @@ impl Default for WindowCache {
 
 impl WindowCache {
     /// A window, if the database was asked for it lately.
-    #[must_use]
-    pub fn get(&self, uuid: Uuid, now: Timestamp) -> Option<Arc<StoredWindow>> {
+    pub(super) fn get(&self, uuid: Uuid, now: Timestamp) -> Option<Known> {
         let mut windows = self.lock();
-        let (read_at, window) = windows.get(&uuid)?;
-        (*read_at <= now && now < read_at.plus(FRESH_FOR)).then(|| Arc::clone(window))
+        let known = windows.get(&uuid)?;
+        let is_fresh = known.read_at <= now && now < known.read_at.plus(FRESH_FOR);
+        is_fresh.then(|| known.clone())
     }
 
     /// Remembers windows as the database had them at an instant.
-    pub fn remember<'w>(
+    pub(super) fn remember<'w>(
         &self,
         found: impl IntoIterator<Item = &'w Arc<StoredWindow>>,
         read_at: Timestamp,
     ) {
         let mut windows = self.lock();
         for window in found {
-            windows.put(window.window.uuid, (read_at, Arc::clone(window)));
+            let known = Known { window: Arc::clone(window), tally: Tally::default(), read_at };
+            windows.put(window.window.uuid, known);
+        }
+    }
+
+    /// Remembers more of a window's beginning, unless the window was read again meanwhile.
+    pub(super) fn extend(&self, known: &Known, tally: Tally) {
+        let mut windows = self.lock();
+        if let Some(kept) = windows.get_mut(&known.window.window.uuid)
+            && kept.read_at == known.read_at
+            && kept.tally.slots < tally.slots
+        {
+            kept.tally = tally;
         }
     }
 
@@ -60,7 +83,7 @@ impl WindowCache {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<Uuid, (Timestamp, Arc<StoredWindow>)>> {
+    fn lock(&self) -> MutexGuard<'_, LruCache<Uuid, Known>> {
         self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

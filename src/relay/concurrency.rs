@@ -44,6 +44,21 @@ impl Concurrency {
         }
     }
 
+    /// Places that are free at this moment, at most so many.
+    pub fn free_places(&self, most: usize) -> Vec<OwnedSemaphorePermit> {
+        let mut places = Vec::new();
+        while places.len() < most
+            && let Ok(place) = Arc::clone(&self.free).try_acquire_owned()
+        {
+            if self.lock().is_one_too_many() {
+                place.forget();
+            } else {
+                places.push(place);
+            }
+        }
+        places
+    }
+
     /// Learns what came of a request.
     pub fn learn(&self, load: Load) {
         let more = self.lock().learn(load);

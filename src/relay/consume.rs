@@ -21,6 +21,8 @@ use crate::stream::{Entry, Source, StreamError, StreamId};
 /// What one read should bring at the most, in bytes. Redis counts entries only, so that the size of
 /// those to come is guessed from the largest seen lately.
 const READ_BYTES: usize = 8 * 1024 * 1024;
+/// Most batches of one read.
+const MAX_SLOTS_PER_READ: usize = 8;
 /// Pause after Redis failed.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -73,7 +75,9 @@ impl Consumer {
         // Where to go on among our own pending entries; none once they are all in hand.
         let mut pending_after = Some([StreamId::default(); 2]);
         while let Some(slot) = self.slot().await {
-            match self.read_once(slot, pending_after).await {
+            let mut slots = vec![slot];
+            slots.extend(self.delivery.concurrency.free_places(MAX_SLOTS_PER_READ - 1));
+            match self.read_once(slots, pending_after).await {
                 Ok(next) => {
                     backoff.reset();
                     self.delivery.readiness.works("reading");
@@ -88,19 +92,20 @@ impl Consumer {
         }
     }
 
-    /// Reads one batch and sets out to deliver it. Answers where to go on among the pending.
+    /// Reads a batch for each slot and sets out to deliver them. Answers where to go on among the
+    /// pending.
     async fn read_once(
         &self,
-        slot: OwnedSemaphorePermit,
+        slots: Vec<OwnedSemaphorePermit>,
         pending_after: Option<[StreamId; 2]>,
     ) -> Result<Option<[StreamId; 2]>, StreamError> {
         let group = &self.delivery.group;
         let Some(after) = pending_after else {
-            let entries = group.read_new(self.count()).await?;
-            self.set_out(slot, entries);
+            let entries = group.read_new(self.count(slots.len())).await?;
+            self.set_out(slots, entries);
             return Ok(None);
         };
-        let mut entries = group.read_own(self.count(), after).await?;
+        let mut entries = group.read_own(self.count(slots.len()), after).await?;
         let next = (!entries.is_empty()).then(|| ids_after(after, &entries));
         let deleted: Vec<_> = entries.extract_if(.., |entry| entry.is_deleted).collect();
         for source in Source::ALL {
@@ -111,7 +116,7 @@ impl Consumer {
                 group.give_up(source, &ids).await?;
             }
         }
-        self.set_out(slot, entries);
+        self.set_out(slots, entries);
         Ok(next)
     }
 
@@ -149,7 +154,7 @@ impl Consumer {
     async fn claim_all(&self, source: Source) -> Result<(), StreamError> {
         let mut cursor = "0-0".to_owned();
         while let Some(slot) = self.slot().await {
-            let (lease, count) = (self.limits.lease, self.count());
+            let (lease, count) = (self.limits.lease, self.count(1));
             let claimed = self.delivery.group.claim(source, lease, &cursor, count).await?;
             if claimed.deleted > 0 {
                 tracing::error!(
@@ -161,7 +166,7 @@ impl Consumer {
             if !claimed.entries.is_empty() {
                 tracing::info!(entries = claimed.entries.len(), "took over from a silent relay");
             }
-            self.set_out(slot, claimed.entries);
+            self.set_out(vec![slot], claimed.entries);
             match claimed.next {
                 Some(next) => cursor = next,
                 None => break,
@@ -184,25 +189,42 @@ impl Consumer {
         }
     }
 
-    /// How many entries to read at a time.
-    fn count(&self) -> usize {
-        entries_within(READ_BYTES, self.largest.load(Ordering::Relaxed), self.limits.batch_size)
+    /// How many entries to read at a time, to fill so many batches.
+    fn count(&self, batches: usize) -> usize {
+        let most = self.limits.batch_size * batches;
+        entries_within(READ_BYTES, self.largest.load(Ordering::Relaxed), most)
     }
 
-    fn set_out(&self, slot: OwnedSemaphorePermit, entries: Vec<Entry>) {
+    /// Delivers entries in batches, one for each slot.
+    fn set_out(&self, slots: Vec<OwnedSemaphorePermit>, entries: Vec<Entry>) {
         if let Some(largest) = entries.iter().map(Entry::size_bytes).max() {
             let before = self.largest.load(Ordering::Relaxed);
             self.largest.store(largest.max(before / 2), Ordering::Relaxed);
         }
         let entries = self.delivery.held.take(entries);
-        if entries.is_empty() {
-            return;
+        for (entries, slot) in batches(entries, self.limits.batch_size).into_iter().zip(slots) {
+            let delivery = Arc::clone(&self.delivery);
+            self.deliveries.spawn(async move {
+                delivery.deliver(entries, slot).await;
+            });
         }
-        let delivery = Arc::clone(&self.delivery);
-        self.deliveries.spawn(async move {
-            delivery.deliver(entries, slot).await;
-        });
     }
+}
+
+/// Cuts entries into batches that each have at most so many of either stream.
+fn batches(entries: Vec<Entry>, batch_size: usize) -> Vec<Vec<Entry>> {
+    let mut batches: Vec<Vec<Entry>> = Vec::new();
+    let mut seen = [0; 2];
+    for entry in entries {
+        let seen = &mut seen[usize::from(entry.source == Source::Heartbeats)];
+        let number = *seen / batch_size.max(1);
+        *seen += 1;
+        if batches.len() == number {
+            batches.push(Vec::new());
+        }
+        batches[number].push(entry);
+    }
+    batches
 }
 
 /// How many entries of a size fit into a read: at least one, and at most a batch.

@@ -258,6 +258,15 @@ impl HeartbeatView {
     }
 }
 
+/// What became of a heartbeat or an announcement, and its window as it is then.
+#[derive(Debug, Serialize)]
+pub(super) struct TakenView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) heartbeat: Option<HeartbeatView>,
+    pub(super) window: WindowView,
+    pub(super) outcome: &'static str,
+}
+
 /// What became of one item of a batch.
 #[derive(Debug, Serialize)]
 pub(super) struct OutcomeView {

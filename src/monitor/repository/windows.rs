@@ -243,7 +243,8 @@ async fn with_counts(
     Ok(windows)
 }
 
-async fn unscheduled(
+/// How many unscheduled heartbeats windows have; nothing for a window without any.
+pub(in crate::monitor) async fn unscheduled(
     connection: &mut db::Connection,
     ids: &[i64],
 ) -> Result<HashMap<i64, u32>, db::Error> {
@@ -261,7 +262,8 @@ async fn unscheduled(
     Ok(counted)
 }
 
-fn number(row: &MySqlRow, column: &str) -> Result<u32, db::Error> {
+/// A count in a row.
+pub(super) fn number(row: &MySqlRow, column: &str) -> Result<u32, db::Error> {
     let number: i64 = row.try_get(column)?;
     u32::try_from(number)
         .map_err(|_| db::Error::bad_row(format!("count {column}: {number} is out of range")))
