@@ -17,6 +17,7 @@ mod cli;
 mod compose;
 mod database;
 mod dead_letters;
+mod deploy;
 mod explain;
 mod forget_group;
 mod forward;
