@@ -1,6 +1,6 @@
 # What a developer does here, one target each. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test bench chaos guards check fmt lint doc deny up down install
+.PHONY: help run test bench chaos guards check fmt lint doc deny rules up down install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ bench: ## measure the speed against the limit of the database: make bench ENGINE
 	cargo bench --locked --bench pipeline -- --engine $(ENGINE) \
 		$(if $(filter mysql,$(ENGINE)),--mysqld "$$(.ci/mysql | tail -n1)/mysqld")
 
-check: fmt lint doc deny ## formatting, lints, documentation and dependencies
+check: fmt lint doc deny rules ## formatting, lints, documentation, dependencies and alerting rules
 
 fmt: ## check the formatting (cargo fmt repairs it)
 	cargo fmt --check
@@ -44,6 +44,9 @@ doc: ## build the documentation, where each warning is an error
 
 deny: ## check licences, sources and advisories of the dependencies
 	.ci/deny
+
+rules: ## check the rules for Prometheus, and when they fire
+	.ci/rules
 
 up: ## build and start everything in containers
 	docker compose up --detach --build

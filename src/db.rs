@@ -6,6 +6,7 @@
 //! - Each connection is rolled back before it is lent, which clears such a transaction all the same.
 //! - A transaction that lost a deadlock is tried again; its body must therefore be repeatable.
 
+mod connections;
 mod error;
 mod reader;
 
@@ -18,6 +19,7 @@ use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator
 use sqlx::mysql::{MySqlConnection, MySqlPoolOptions, MySqlQueryResult};
 use sqlx::{Acquire, ConnectOptions, Connection as _, MySqlPool};
 
+pub use self::connections::{Connections, connections};
 pub use self::error::{Class, Error, classify};
 pub use self::reader::Reader;
 use crate::config::DatabaseUrl;

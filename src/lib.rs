@@ -22,6 +22,7 @@
 //! | [`forget_group`] | the operator's command that ends a consumer group |
 //! | [`explain`] | the operator's command that says why heartbeats are missing |
 //! | [`local`] | private Redis and MySQL servers as child processes |
+//! | [`metrics`] | what a role counts and measures, as Prometheus reads it |
 //! | [`http`] | serving, errors, health and readiness; the HTTP client |
 //! | [`stream`] | the only user of Redis |
 //! | [`db`] | pools, schemas, transactions, what a failure means |
@@ -42,6 +43,7 @@ pub mod explain;
 pub mod forget_group;
 pub mod http;
 pub mod local;
+pub mod metrics;
 pub mod monitor;
 pub mod payments;
 pub mod relay;

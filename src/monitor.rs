@@ -4,7 +4,7 @@
 //! Data flows one way: [`api`] reads a request, [`ingest`], [`pipeline`] or [`sweep`] decides,
 //! `repository` stores. [`window`], [`watermark`] and [`closing`] hold the rules, which know neither
 //! database nor clock. [`audits`] reads what the senders wrote, and `explain` puts both ledgers
-//! together. Any number of monitors may share one database: the primary key of an event decides
+//! together; [`metrics`] counts. Any number of monitors may share one database: the primary key of an event decides
 //! between a heartbeat and the verdict that it is missing, and a sweep skips windows that another
 //! monitor is closing.
 
@@ -15,6 +15,7 @@ pub mod closing;
 mod explain;
 pub mod ingest;
 pub mod lookups;
+pub mod metrics;
 pub mod pipeline;
 pub mod register;
 mod repository;
@@ -38,6 +39,7 @@ use self::audits::Audits;
 use self::closing::ClosingRules;
 use self::ingest::Arrivals;
 use self::lookups::Lookups;
+use self::metrics::Metrics;
 use self::repository::Filter;
 use self::window::StoredWindow;
 use self::window_cache::WindowCache;
@@ -130,6 +132,8 @@ pub struct Monitor {
     pub wake_sweep: Arc<Notify>,
     /// What keeps the monitor from its work.
     pub readiness: Readiness,
+    /// What it counts and measures.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Monitor {
@@ -195,7 +199,10 @@ pub async fn serve(
         lookups: Arc::default(),
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
+        metrics: Arc::default(),
     };
+    let pool = monitor.pool.clone();
+    monitor.metrics.registry.pool("monitor", move || db::connections(&pool));
 
     let mut tasks = JoinSet::new();
     let router = api::router(monitor.clone());

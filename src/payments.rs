@@ -8,11 +8,12 @@
 //!
 //! [`plan`] holds the rules, [`emitter`] carries a window out, [`publish`] sends what the audit
 //! holds, [`resend`] sends again what Redis may have lost, [`continuous`] opens one window after
-//! the other, [`api`] opens them on request, `repository` stores.
+//! the other, [`api`] opens them on request, `repository` stores, [`metrics`] counts.
 
 pub mod api;
 pub mod continuous;
 pub mod emitter;
+pub mod metrics;
 pub mod plan;
 pub mod publish;
 mod repository;
@@ -31,6 +32,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::metrics::Metrics;
 use self::plan::{Overrides, Plan};
 use crate::config::{DatabaseArgs, StartArgs, StreamArgs, TickArgs, positive_duration};
 use crate::http::Readiness;
@@ -110,6 +112,8 @@ pub struct Payments {
     pub owner: Uuid,
     /// What keeps the service from its work.
     pub readiness: Readiness,
+    /// What it counts and measures.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Runs the role until it is told to stop.
@@ -136,6 +140,8 @@ pub async fn serve(
         connected = connect(&args) => connected?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let pool = payments.pool.clone();
+    payments.metrics.registry.pool("payments", move || db::connections(&pool));
     let (emitter, requests) = emitter::Emitter::new(payments.clone());
     let mut tasks = JoinSet::new();
     let router = api::router(payments.clone(), emitter.clone());
@@ -167,5 +173,6 @@ async fn connect(args: &PaymentsArgs) -> anyhow::Result<Payments> {
         default_tick: args.tick.heartbeat_interval_seconds,
         owner: Uuid::new_v4(),
         readiness: Readiness::default(),
+        metrics: Arc::default(),
     })
 }

@@ -5,7 +5,7 @@
 //! [`deliver`] carries a batch through to its acknowledgement, [`forward`] speaks HTTP and says
 //! what an answer means. [`gate`] stops the reading while the monitor is away, [`concurrency`] says how
 //! much may be under way, [`held`] keeps the leases on everything in flight, [`report`] tells the
-//! monitor how far delivery has come. Any number of relays may share a group.
+//! monitor how far delivery has come, [`metrics`] counts. Any number of relays may share a group.
 
 pub mod concurrency;
 pub mod consume;
@@ -13,6 +13,7 @@ pub mod deliver;
 pub mod forward;
 pub mod gate;
 pub mod held;
+pub mod metrics;
 pub mod report;
 
 use std::net::SocketAddr;
@@ -38,6 +39,7 @@ use self::deliver::Delivery;
 use self::forward::Forwarder;
 use self::gate::Gate;
 use self::held::Held;
+use self::metrics::Metrics;
 use self::report::Reporter;
 use crate::config::{MonitorUrl, StartArgs, StreamArgs, positive_duration};
 use crate::http::Readiness;
@@ -180,14 +182,17 @@ pub async fn serve(
         concurrency: Concurrency::new(args.concurrency),
         gate: Gate::default(),
         readiness: readiness.clone(),
+        metrics: Metrics::default(),
         max_retries: args.max_retries,
         suspects: Arc::new(Semaphore::new(deliver::MAX_SUSPECTS)),
         passed: AtomicU64::new(0),
         shutdown: shutdown.clone(),
     });
+    Metrics::show_breaker(&delivery);
 
     let mut tasks = JoinSet::new();
-    let router = router(Health { link: Arc::clone(&link), readiness });
+    let router = router(Health { link: Arc::clone(&link), readiness })
+        .route("/metrics", delivery.metrics.registry.route());
     tasks.spawn(http::serve(listener, router, MAX_BODY_BYTES, shutdown.clone()));
     tasks.spawn(held::renew(Arc::clone(&delivery), args.lease / 3));
     tasks.spawn(report::run(Reporter {

@@ -51,6 +51,7 @@ pub fn router(monitor: Monitor) -> Router {
     Router::new()
         .route("/health", get(async || Json(json!({"ok": true, "service": "monitor"}))))
         .route("/ready", get(ready))
+        .route("/metrics", monitor.metrics.registry.route())
         .nest("/api/monitor", api)
         .with_state(monitor)
 }
@@ -70,7 +71,8 @@ async fn post_heartbeat(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let now = clock::now();
-    let heartbeat = Heartbeat::parse(&body, monitor.default_tick)?;
+    let heartbeat = Heartbeat::parse(&body, monitor.default_tick)
+        .inspect_err(|_| monitor.metrics.refused(1))?;
     let uuid = heartbeat.window.uuid;
     let outcomes = ingest::ingest(&monitor, vec![heartbeat.clone()], now).await?;
     let outcome = unless_rejected(outcomes)?;
@@ -89,6 +91,7 @@ async fn post_heartbeats(
     Body(body): Body,
 ) -> Result<Json<Vec<OutcomeView>>, ApiError> {
     let parsed = parse_items(&body, |item| Heartbeat::parse(item, monitor.default_tick))?;
+    monitor.metrics.refused(parsed.iter().filter(|item| item.is_err()).count());
     answer_items(parsed, async |heartbeats| {
         ingest::ingest(&monitor, heartbeats, clock::now()).await
     })

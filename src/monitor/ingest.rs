@@ -16,8 +16,8 @@ use super::batcher::{Batcher, Limits};
 use super::register::{MAX_OPEN_WINDOWS, Sighting, register};
 use super::repository::{self, EventRow, Stored};
 use super::window::StoredWindow;
-use crate::db;
 use crate::wire::{Announcement, Heartbeat, Slot, Timestamp, Window};
+use crate::{db, metrics};
 
 /// How far a sender's clock may be ahead of the monitor's.
 pub const MAX_CLOCK_AHEAD: Duration = Duration::from_hours(24);
@@ -120,7 +120,7 @@ pub async fn ingest(
         });
         carried_out
     });
-    monitor.arrivals.0.call(arrivals, work).await
+    metrics::timed(&monitor.metrics.ingest, monitor.arrivals.0.call(arrivals, work)).await
 }
 
 async fn take(monitor: &Monitor, arrivals: &[Arrival]) -> Result<Vec<Outcome>, db::Error> {
@@ -130,7 +130,9 @@ async fn take(monitor: &Monitor, arrivals: &[Arrival]) -> Result<Vec<Outcome>, d
     let (known, _) = register(monitor, sightings.collect(), now).await?;
     let (batch, places) = Batch::sort(arrivals, &known);
     let stored = store(monitor, batch, now).await?;
-    Ok(outcomes(places, &stored))
+    let outcomes = outcomes(places, &stored);
+    monitor.metrics.took(arrivals, &outcomes);
+    Ok(outcomes)
 }
 
 /// Where one heartbeat of a batch went.

@@ -74,6 +74,7 @@ pub async fn accept(
         })
         .await?;
     if news == News::Replacement {
+        monitor.metrics.replacements.inc();
         tracing::warn!(
             stream = report.stream,
             frozen_until = after.frozen_until.map(tracing::field::display),
@@ -113,14 +114,16 @@ pub async fn run(monitor: Monitor, shutdown: CancellationToken) -> anyhow::Resul
 /// # Errors
 /// When the database does not do its part; the next look makes up for it.
 pub async fn watch_once(monitor: &Monitor, now: Timestamp) -> Result<(), db::Error> {
-    let stalled = db::transaction(&monitor.pool, "watch the pipeline", move |connection| {
+    let watched = db::transaction(&monitor.pool, "watch the pipeline", move |connection| {
         Box::pin(async move {
             let running_us = repository::count_uptime(connection, now, LONGEST_LOOK).await?;
-            repository::begin_stalls(connection, running_us, STALLED_AFTER, now).await
+            let new = repository::begin_stalls(connection, running_us, STALLED_AFTER, now).await?;
+            Ok((new, repository::count_stalled(connection, running_us, STALLED_AFTER).await?))
         })
-    })
-    .await?;
-    for stream in stalled {
+    });
+    let (newly_stalled, stalled) = watched.await?;
+    monitor.metrics.stalled.set(stalled);
+    for stream in newly_stalled {
         tracing::error!(
             stream,
             "no relay has reported for {} s: windows stay open, for --max-hold at the most",
@@ -128,6 +131,7 @@ pub async fn watch_once(monitor: &Monitor, now: Timestamp) -> Result<(), db::Err
         );
     }
     let rules = monitor.closing_rules(now).await?;
+    monitor.metrics.watched(&rules);
     let over = rules.by_clock().minus(HELD_AFTER);
     loop {
         let held = db::transaction(&monitor.pool, "hold windows", move |connection| {

@@ -23,7 +23,9 @@ pub(super) use audit::{NumberedRow, audit_of_window};
 pub(super) use closing::{
     StatusChange, claim_unobserved, close, history, revise_closed, settle_unobserved,
 };
-pub(super) use conditions::{RecordedCondition, begin_stalls, conditions, store_conditions};
+pub(super) use conditions::{
+    RecordedCondition, begin_stalls, conditions, count_stalled, store_conditions,
+};
 pub(super) use due::{ClaimLimits, claim_due, due_next, hold, lock_window, over};
 pub(super) use events::{
     Arrived, EventRow, MissingSlot, SlotEvent, Stored, arrived, insert_events, insert_missing,

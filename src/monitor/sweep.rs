@@ -60,8 +60,12 @@ pub async fn run(
         let shown = outcome.as_ref().map_err(|error| error.class.advice());
         monitor.readiness.note("sweep", &shown);
         pause = match outcome {
-            Ok(()) => pause_after(&monitor, interval, clock::now()).await,
+            Ok(()) => {
+                monitor.metrics.sweep.renew();
+                pause_after(&monitor, interval, clock::now()).await
+            }
             Err(error) => {
+                monitor.metrics.sweep_failures.inc();
                 tracing::warn!(%error, "a sweep failed; it will be tried again");
                 interval
             }
@@ -130,7 +134,7 @@ pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, d
     })
     .await?;
     for window in &closed {
-        log_closed(window);
+        tell_closed(monitor, window);
     }
     Ok(closed.into_iter().map(|window| window.id).collect())
 }
@@ -207,7 +211,9 @@ pub async fn sweep_window(
         let held = reason.map(|reason| (uuid, reason)).into_iter().collect();
         return Ok(Some(Swept { closed, held }));
     }
-    closed.iter().for_each(log_closed);
+    for window in &closed {
+        tell_closed(monitor, window);
+    }
     let closed = repository::windows_by_id(&monitor.pool, &[window.id]).await?;
     Ok(Some(Swept { closed, held: Vec::new() }))
 }
@@ -307,6 +313,11 @@ fn verdicts(
         unobserved: number(missing.iter().filter(|missing| missing.cause.is_some()).count()),
     };
     (missing, counts)
+}
+
+fn tell_closed(monitor: &Monitor, window: &StoredWindow) {
+    monitor.metrics.closed(window);
+    log_closed(window);
 }
 
 fn log_closed(StoredWindow { window, status, counts, .. }: &StoredWindow) {

@@ -37,6 +37,7 @@ pub fn router(payments: Payments, emitter: Emitter) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
+        .route("/metrics", payments.metrics.registry.route())
         .route("/report-windows", get(get_windows).post(post_window))
         .route("/report-windows/{uuid}/stats", get(get_stats))
         .route("/report-windows/{uuid}/audit", get(get_audit))

@@ -138,6 +138,7 @@ impl Emitting {
         repository::renew_leases(pool, *owner, LEASE).await?;
         let mine: HashSet<Uuid> =
             db::patiently(repository::owned_windows(pool, *owner)).await?.into_iter().collect();
+        self.payments.metrics.open_windows.set(i64::try_from(mine.len()).unwrap_or(i64::MAX));
         for (uuid, stop) in &self.active {
             if !mine.contains(uuid) {
                 stop.cancel();
@@ -180,6 +181,7 @@ async fn carry_out(payments: Payments, window: PlannedWindow, stop: Cancellation
     let publisher = publish::run(&payments, &window, &wake, &all_ticked, &stop);
     tokio::join!(ticker, publisher);
     stop.cancel();
+    payments.metrics.left(window.plan.window.uuid);
 }
 
 async fn run_ticker(payments: &Payments, plan: &Plan, wake: &Notify, stop: &CancellationToken) {
@@ -221,5 +223,8 @@ pub async fn tick_once(
 ) -> Result<(), db::Error> {
     let status = plan.intent(slot).status();
     let window = (&plan.window, payments.owner);
-    repository::insert_tick(&payments.pool, window, slot, status.as_ref(), now).await
+    if repository::insert_tick(&payments.pool, window, slot, status.as_ref(), now).await? {
+        payments.metrics.ticked(plan.window.uuid, status.as_ref());
+    }
+    Ok(())
 }

@@ -57,6 +57,7 @@ pub(super) async fn run(
                 }
             }
             Err(error) => {
+                payments.metrics.failed(&error);
                 tracing::warn!(%error, window = %window.plan.window.uuid, "publishing failed");
                 shutdown::sleep(backoff.next_delay(rand::random()), stop).await;
             }
@@ -122,10 +123,13 @@ pub async fn publish_once(
     }
     let reading = repository::unsent_ticks(pool, uuid, progress.first_unsent, SENDS_PER_STEP);
     let unsent = db::patiently(reading).await?;
-    let Some(last) = unsent.last().map(|tick| tick.slot) else { return Ok(false) };
     let more = unsent.len() >= SENDS_PER_STEP as usize;
+    payments.metrics.found_unsent(uuid, unsent.len(), more);
+    let Some(last) = unsent.last().map(|tick| tick.slot) else { return Ok(false) };
+    let sent = unsent.clone();
     let unsent: Vec<_> = unsent.into_iter().map(|tick| (plan.window.clone(), tick)).collect();
     send(payments, &unsent).await?;
+    payments.metrics.sent(uuid, &sent, clock::now());
     progress.first_unsent = last + 1;
     Ok(more)
 }

@@ -80,6 +80,9 @@ pub async fn run(payments: Payments, shutdown: CancellationToken) -> anyhow::Res
                 outcome = watch.look(&payments) => outcome,
                 () = shutdown.cancelled() => return,
             };
+            if outcome.is_ok() {
+                payments.metrics.watch.renew();
+            }
             let shown = outcome.as_ref().map_err(PublishError::advice);
             payments.readiness.note("watching redis", &shown);
             if let Err(error) = outcome {
@@ -161,6 +164,7 @@ impl Watch {
             Some(known) => known.clone(),
             None => self.recall(payments, &seen).await?,
         };
+        payments.metrics.catching_up.set((known.identity != seen.identity).into());
         self.known = Some(known.clone());
         if known.identity == seen.identity {
             if seen_to.identity != seen.identity {
@@ -175,6 +179,7 @@ impl Watch {
             let done_at = observe(payments, &seen_to).await?.now;
             self.known = Some(Known::new(&seen));
             self.rest_of = Some(known);
+            payments.metrics.catching_up.set(0);
             self.seen_to.send_replace(SeenTo { identity: seen.identity, done_at });
         } else {
             return Ok(());
@@ -248,6 +253,7 @@ impl Watch {
             if publish::announce(payments, &windows).await? != identity {
                 return Ok(false);
             }
+            payments.metrics.announced_again.inc_by(windows.len() as u64);
         }
     }
 
@@ -266,6 +272,7 @@ impl Watch {
             let (ticks, last) = db::patiently(page).await?;
             let Some(last) = last else { return Ok(true) };
             publish::send(payments, &ticks).await?;
+            payments.metrics.sent_again.inc_by(ticks.len() as u64);
             place = last;
             let seen_to = self.seen_to.borrow().clone();
             let seen = observe(payments, &seen_to).await?;

@@ -17,6 +17,7 @@ use super::concurrency::{Concurrency, Load};
 use super::forward::{Answer, Forwarder, Item};
 use super::gate::Gate;
 use super::held::Held;
+use super::metrics::Metrics;
 use crate::clock;
 use crate::http::Readiness;
 use crate::retry::Backoff;
@@ -52,6 +53,8 @@ pub struct Delivery {
     pub gate: Gate,
     /// What keeps the relay from its work.
     pub readiness: Readiness,
+    /// What the relay counts and measures.
+    pub metrics: Metrics,
     /// Attempts after which a message that alone makes the monitor fail becomes a dead letter.
     pub max_retries: u32,
     /// Places for messages that make the monitor fail on their own.
@@ -176,7 +179,9 @@ impl Delivery {
 
     /// Sends a job once. Answers what is left to do of it.
     async fn attempt(&self, job: Job) -> Vec<Job> {
+        let began = Instant::now();
         let answer = self.forwarder.send(job.source, &job.items).await;
+        self.metrics.answered(&answer, began.elapsed());
         self.gate.learn(&answer);
         match answer {
             Answer::Taken(_) => self.concurrency.learn(Load::Taken),
@@ -191,6 +196,16 @@ impl Delivery {
             }
         }
         self.note(&answer);
+        let class = answer.name();
+        let left = self.follow(job, answer).await;
+        if !left.is_empty() {
+            self.metrics.sends_again(class);
+        }
+        left
+    }
+
+    /// Does with a job what its answer asks for. Answers what is left to do of it.
+    async fn follow(&self, job: Job, answer: Answer) -> Vec<Job> {
         match answer {
             Answer::Taken(outcomes) => {
                 self.passed.fetch_add(1, Ordering::Relaxed);
@@ -270,7 +285,9 @@ impl Delivery {
             }
         }
         if !taken.is_empty() {
-            self.insist(job.source, Settlement::Acknowledge(&taken)).await;
+            if self.insist(job.source, Settlement::Acknowledge(&taken)).await {
+                self.metrics.acknowledged(job.source, taken.len());
+            }
             self.held.release(job.source, &taken);
         }
     }
@@ -295,13 +312,15 @@ impl Delivery {
     ) {
         tracing::error!(%id, reason, "a message cannot be taken and becomes a dead letter");
         let facts = Facts { reason, first_at, at: clock::now(), window_uuid, slot };
-        self.insist(source, Settlement::DeadLetter(id, &facts)).await;
+        if self.insist(source, Settlement::DeadLetter(id, &facts)).await {
+            self.metrics.dead_lettered(source);
+        }
         self.held.release(source, &[id]);
     }
 
-    /// Settles messages in Redis, however often it takes. A relay that stops gives up: they stay
-    /// pending and are delivered again, which the monitor counts once.
-    async fn insist(&self, source: Source, settlement: Settlement<'_>) {
+    /// Settles messages in Redis, however often it takes. A relay that stops gives up, and answers
+    /// false: they stay pending and are delivered again, which the monitor counts once.
+    async fn insist(&self, source: Source, settlement: Settlement<'_>) -> bool {
         let mut backoff = Backoff::new(SETTLE_PAUSE.0, SETTLE_PAUSE.1);
         loop {
             let settled = match settlement {
@@ -312,11 +331,11 @@ impl Delivery {
             };
             match settled {
                 // Without the group there is nothing left to settle.
-                Ok(()) | Err(StreamError::NoGroup(_)) => return,
+                Ok(()) | Err(StreamError::NoGroup(_)) => return true,
                 Err(error) => tracing::warn!(%error, "settling messages failed; trying again"),
             }
             if !shutdown::sleep(backoff.next_delay(rand::random()), &self.shutdown).await {
-                return;
+                return false;
             }
         }
     }

@@ -115,6 +115,7 @@ impl Reporter {
     /// When Redis did not answer or the monitor did not take the report.
     pub async fn report_once(&mut self) -> Result<(), ReportError> {
         let survey = self.survey().await?;
+        self.delivery.metrics.surveyed(&survey);
         if self.memory.old_until.is_some_and(|until| Instant::now() < until) {
             return Ok(());
         }
@@ -171,6 +172,8 @@ impl Reporter {
         let mut silent = self.delivery.group.silent_groups().await?;
         silent.retain(|group| !group.is_empty() && group.len() <= LONGEST_NAME);
         silent.truncate(MOST_ITEMS);
+        let count = i64::try_from(silent.len()).unwrap_or(i64::MAX);
+        self.delivery.metrics.silent_groups.set(count);
         self.memory.silent_groups = silent;
         self.memory.silent_asked_at = Some(Instant::now());
         for group in &self.memory.silent_groups {

@@ -7,6 +7,7 @@
 #![allow(unreachable_pub, reason = "nobody uses a test binary as a library")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::type_complexity, reason = "tables of cases are read, not passed around")]
+#![allow(clippy::float_cmp, reason = "the metrics that are compared are whole numbers")]
 #![allow(clippy::similar_names, reason = "`status` and `stats` are the API's words")]
 
 mod support;
@@ -16,12 +17,14 @@ mod cli;
 mod compose;
 mod database;
 mod dead_letters;
+mod deploy;
 mod explain;
 mod forget_group;
 mod forward;
 mod guards;
 mod ingest;
 mod local;
+mod metrics;
 mod monitor_api;
 mod outage;
 mod outbox;

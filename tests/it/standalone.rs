@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 
-use crate::support::{Process, answer, eventually, free_address, get, run};
+use crate::support::{Process, Scrape, answer, eventually, free_address, get, run};
 
 /// The options of one installation: its directory and its ports.
 struct Installation {
@@ -45,6 +45,26 @@ impl Installation {
         body["windows"].as_array().cloned()
     }
 
+    /// Several roles in one process count apart.
+    async fn each_role_shows_its_own_metrics(&self) {
+        let [relay, services @ ..] = &self.others;
+        let roles = [(&self.monitor, "monitor"), (relay, "relay")];
+        for (address, role) in roles.into_iter().chain(services.iter().map(|at| (at, "payments"))) {
+            let text = Scrape::of(&format!("http://{address}/metrics")).await.text;
+            assert!(text.contains(&format!("heartbeat_build_info{{role=\"{role}\"")), "{text}");
+            for other in ["monitor", "relay", "payments"] {
+                assert_eq!(text.contains(&format!("heartbeat_{other}_")), role == other, "{text}");
+            }
+        }
+        for service in services {
+            eventually("each service counts its own window and no other", async || {
+                let scrape = Scrape::of(&format!("http://{service}/metrics")).await;
+                (scrape.get("heartbeat_payments_open_windows") == 1.0).then_some(())
+            })
+            .await;
+        }
+    }
+
     /// Waits until each of three services has an open window with so many heartbeats.
     async fn heartbeats(&self, wanted: u64) -> Vec<Value> {
         eventually("three services send", async || {
@@ -77,6 +97,7 @@ async fn a_demo_shows_windows_within_a_minute_and_the_next_start_goes_on() {
     let first = installation.start(true);
     let windows = installation.heartbeats(2).await;
     assert_eq!(windows.len(), 3);
+    installation.each_role_shows_its_own_metrics().await;
     let (code, _, err) = run(&["standalone", "--monitor-listen", &installation.monitor], &[]).await;
     assert_eq!(code, 1);
     let busy = format!("{} is in use, so the monitor cannot listen there", installation.monitor);

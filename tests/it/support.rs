@@ -3,11 +3,13 @@
 mod ground;
 mod process;
 mod proxy;
+mod scrape;
 mod servers;
 
 pub use ground::{Ground, pool};
 pub use process::{Process, free_address, run};
 pub use proxy::Proxy;
+pub use scrape::Scrape;
 pub use servers::shared;
 
 use std::time::{Duration, Instant};

@@ -91,13 +91,12 @@ pub(in crate::monitor) async fn begin_stalls(
     after: Duration,
     now: Timestamp,
 ) -> Result<Vec<String>, db::Error> {
-    let silent_since = running_us - i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
     let stalled: Vec<(String, String)> = sqlx::query_as(
         "SELECT stream, consumer_group FROM pipelines p WHERE reported_us <= ? AND NOT EXISTS \
          (SELECT 1 FROM pipeline_conditions c WHERE c.stream = p.stream \
          AND c.consumer_group = p.consumer_group AND c.kind = ? AND c.lasting)",
     )
-    .bind(silent_since)
+    .bind(silent_since(running_us, after))
     .bind(Condition::Stalled.name())
     .fetch_all(&mut *connection)
     .await?;
@@ -106,6 +105,21 @@ pub(in crate::monitor) async fn begin_stalls(
         begin(connection, (stream, group), (Condition::Stalled, &detail), now).await?;
     }
     Ok(stalled.into_iter().map(|(stream, _)| stream).collect())
+}
+
+/// How many pipelines there are of which nothing was heard for too long.
+pub(in crate::monitor) async fn count_stalled(
+    connection: &mut db::Connection,
+    running_us: i64,
+    after: Duration,
+) -> Result<i64, db::Error> {
+    let counting = sqlx::query_scalar("SELECT COUNT(*) FROM pipelines WHERE reported_us <= ?");
+    Ok(counting.bind(silent_since(running_us, after)).fetch_one(connection).await?)
+}
+
+/// Until when something must have been heard, in microseconds for which monitors had been running.
+fn silent_since(running_us: i64, after: Duration) -> i64 {
+    running_us - i64::try_from(after.as_micros()).unwrap_or(i64::MAX)
 }
 
 async fn begin(

@@ -65,15 +65,16 @@ pub(in crate::payments) struct AuditRow {
     pub(in crate::payments) stream_id: Option<String>,
 }
 
-/// Stores what is done in a slot; `None` means omitted. Storing it again changes nothing, and so does
-/// a process that no longer owns the window: it stood still, and another goes on.
+/// Stores what is done in a slot; `None` means omitted. Answers false where that changes nothing: it is
+/// stored already, or this process no longer owns the window, because it stood still and another goes
+/// on.
 pub(in crate::payments) async fn insert_tick(
     pool: &MySqlPool,
     (window, owner): (&Window, Uuid),
     slot: u32,
     status: Option<&Status>,
     now: Timestamp,
-) -> Result<(), db::Error> {
+) -> Result<bool, db::Error> {
     let window = window.clone();
     let status = status.map_or_else(|| OMITTED.to_owned(), ToString::to_string);
     db::transaction(pool, "store a tick", move |connection| {
@@ -97,8 +98,9 @@ pub(in crate::payments) async fn insert_tick(
             .bind(owner.to_string())
             .execute(connection)
             .await;
+            let is_news = inserted.as_ref().is_ok_and(|done| done.rows_affected() > 0);
             // One that is stored already stands.
-            db::is_inserted(inserted).map(drop)
+            db::is_inserted(inserted).map(|_| is_news)
         })
     })
     .await

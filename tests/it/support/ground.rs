@@ -74,6 +74,7 @@ impl Ground {
             lookups: Arc::default(),
             wake_sweep: Arc::default(),
             readiness: Readiness::default(),
+            metrics: Arc::default(),
         }
     }
 
@@ -89,6 +90,7 @@ impl Ground {
             default_tick: Tick::DEFAULT,
             owner: Uuid::new_v4(),
             readiness: Readiness::default(),
+            metrics: Arc::default(),
         }
     }
 
