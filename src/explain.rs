@@ -1,47 +1,46 @@
 //! The operator's command that explains windows: asks a monitor for the verdict of each slot,
 //! prints what is unusual, and says by its exit code whether anything is left unexplained.
 //!
-//! [`ask`] speaks with the monitor, [`account`] adds up, [`view`] prints. The verdicts themselves
-//! are the monitor's, which alone has both ledgers.
+//! [`ask`] speaks with the monitor, [`gather`] goes through windows, [`account`] adds up, [`view`]
+//! prints. [`watch`] looks again and again, [`repair`] sends lost heartbeats again. The verdicts
+//! themselves are the monitor's, which alone has both ledgers.
 
 pub mod account;
 pub mod ask;
+pub mod gather;
+pub mod repair;
+mod repository;
 pub mod view;
+pub mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use uuid::Uuid;
 
 use self::account::Account;
 use self::ask::{Explained, Monitor};
+use self::repair::RepairArgs;
 use crate::config::{MonitorUrl, positive_duration};
+use crate::terminal;
 use crate::verdict::Verdict;
 use crate::wire::ServiceName;
-use crate::{clock, terminal};
 
 /// Nobody can say whether everything is explained: what the exit code is then.
 pub const COULD_NOT_TELL: u8 = 2;
-/// Windows that are asked for at a time.
-const AT_A_TIME: usize = 4;
+/// What is said when there is no window to explain.
+const NONE: &str = "no window of that service, or none at all, began within that time";
+/// Shortest pause between two looks: each asks the monitor for every window.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Options of `explain`.
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {
-    /// UUID of the window to explain [default: all that began within --since]
-    #[arg(value_name = "WINDOW", conflicts_with_all = ["service", "since"])]
-    pub window: Option<Uuid>,
-
-    /// Explain windows of this service only [default: all]
-    #[arg(long, value_name = "NAME")]
-    pub service: Option<ServiceName>,
-
-    /// Explain windows that began so long ago at the most
-    #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = positive_duration)]
-    pub since: Duration,
+    /// Which windows.
+    #[command(flatten)]
+    pub which: WhichArgs,
 
     /// Show only slots with these verdicts, such as `lost,late`, and windows that have any
     /// [default: all]
@@ -55,6 +54,44 @@ pub struct ExplainArgs {
     /// Monitor to ask
     #[arg(long, env = "MONITOR_URL", default_value = "http://127.0.0.1:5001", value_name = "URL")]
     pub monitor_url: MonitorUrl,
+
+    /// Look again and again until interrupted: in place on a terminal, else one picture after the
+    /// other
+    #[arg(long, conflicts_with_all = ["json", "repair"])]
+    pub watch: bool,
+
+    /// Pause between two looks of --watch
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = interval)]
+    pub interval: Duration,
+
+    /// Sending lost heartbeats again.
+    #[command(flatten, next_help_heading = "Repair")]
+    pub repair: RepairArgs,
+}
+
+/// Which windows to explain.
+#[derive(Args, Clone, Debug)]
+pub struct WhichArgs {
+    /// UUID of the window to explain [default: all that began within --since]
+    #[arg(value_name = "WINDOW", conflicts_with_all = ["service", "since"])]
+    pub window: Option<Uuid>,
+
+    /// Explain windows of this service only [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<ServiceName>,
+
+    /// Explain windows that began so long ago at the most
+    #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = positive_duration)]
+    pub since: Duration,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    positive_duration(text).and_then(|interval| {
+        if interval < SHORTEST_INTERVAL {
+            return Err(format!("must be at least {} ms", SHORTEST_INTERVAL.as_millis()));
+        }
+        Ok(interval)
+    })
 }
 
 /// Runs `explain`. Answers the exit code: 0 if every slot is explained, 1 if one is lost, and
@@ -63,37 +100,36 @@ pub struct ExplainArgs {
 /// # Errors
 /// A sentence for a person: the monitor cannot be asked, or does not know the window.
 pub async fn run(args: ExplainArgs) -> anyhow::Result<ExitCode> {
+    let monitor = Monitor::new(args.monitor_url.clone())?;
+    if args.repair.repair {
+        return repair::run(&monitor, &args.which, &args.repair).await;
+    }
     let printer = Printer {
         only: args.verdict,
         json: args.json,
         style: view::Style { in_colour: !args.json && terminal::takes_colours() },
     };
-    let monitor = Monitor::new(args.monitor_url)?;
-    let mut account = Account::default();
-    if let Some(uuid) = args.window {
-        printer.window(&monitor.window(uuid).await?, &mut account)?;
-    } else {
-        let from = clock::now().minus(args.since);
-        let mut cursor = None;
-        loop {
-            let page = monitor.page(args.service.as_ref(), from, cursor.as_deref()).await?;
-            let uuids = stream::iter(page.uuids());
-            let mut windows = uuids.map(|uuid| monitor.window(uuid)).buffered(AT_A_TIME);
-            while let Some(window) = windows.try_next().await? {
-                printer.window(&window, &mut account)?;
-            }
-            cursor = page.next;
-            if cursor.is_none() {
-                break;
-            }
-        }
+    if args.watch {
+        return watch::run(&monitor, &args.which, &printer, args.interval).await;
     }
-    printer.end(&account)?;
+    let mut account = Account::default();
+    account.is_partial = gather::each(&monitor, &args.which, |window| {
+        account.add(&window.facts);
+        printer.window(window).map_or(Ok(()), |text| terminal::print(&text))
+    })
+    .await?;
+    if account.windows == 0 {
+        eprintln!("{NONE}");
+    }
+    if !args.json && (account.windows > 0 || account.is_partial) {
+        terminal::print(&printer.style.totals(&account))?;
+    }
     Ok(account.exit_code())
 }
 
-/// Prints windows as they come.
-struct Printer {
+/// Puts windows into words, or into JSON.
+#[derive(Clone, Debug)]
+pub struct Printer {
     /// Verdicts to show; all if there are none.
     only: Vec<Verdict>,
     json: bool,
@@ -105,30 +141,19 @@ impl Printer {
         self.only.is_empty() || self.only.contains(&verdict)
     }
 
-    /// Counts a window, and prints it unless none of its slots is to be shown.
-    fn window(&self, window: &Explained, account: &mut Account) -> anyhow::Result<()> {
-        account.add(&window.facts);
+    /// A window; none if none of its slots is to be shown.
+    fn window(&self, window: &Explained) -> Option<String> {
         if !window.facts.slots.iter().any(|slot| self.shows(slot.verdict)) {
-            return Ok(());
+            return None;
         }
         if !self.json {
-            return terminal::print(
-                &self.style.window(&window.facts, |verdict| self.shows(verdict)),
-            );
+            return Some(self.style.window(&window.facts, |verdict| self.shows(verdict)));
         }
         let mut json = window.json.clone();
         if let Some(Value::Array(slots)) = json.get_mut("slots") {
             let mut shown = window.facts.slots.iter().map(|slot| self.shows(slot.verdict));
             slots.retain(|_| shown.next().unwrap_or(true));
         }
-        terminal::print(&format!("{json}\n"))
-    }
-
-    fn end(&self, account: &Account) -> anyhow::Result<()> {
-        if account.windows == 0 {
-            eprintln!("no window of that service, or none at all, began within that time");
-            return Ok(());
-        }
-        if self.json { Ok(()) } else { terminal::print(&self.style.totals(account)) }
+        Some(format!("{json}\n"))
     }
 }

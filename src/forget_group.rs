@@ -4,7 +4,6 @@
 //! only when the watermark of each group that ever reported has passed them. A group whose relays
 //! are gone for good therefore holds up both, until somebody says that it is forgotten.
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,6 +12,7 @@ use clap::Args;
 use crate::config::{MonitorUrl, StartArgs, StreamArgs, secret};
 use crate::http::{self, AdminToken};
 use crate::stream::{self, Activity, Link, StreamName};
+use crate::terminal;
 
 /// A group that was used so short a time ago is not forgotten.
 const IN_USE: Duration = Duration::from_mins(1);
@@ -83,14 +83,10 @@ pub async fn run(args: ForgetGroupArgs) -> anyhow::Result<()> {
 }
 
 fn is_confirmed(group: &str) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
+    if !terminal::can_ask() {
         bail!("nobody is here to ask: add --yes to forget {group}");
     }
-    eprint!("What {group} has not read is lost to it for good. Forget it? [y/N] ");
-    std::io::stderr().flush().context("asking")?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
-    Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))
+    terminal::confirm(&format!("What {group} has not read is lost to it for good. Forget it?"))
 }
 
 async fn forget_at_monitor(

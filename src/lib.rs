@@ -20,14 +20,14 @@
 //! | [`monitor`] | role: windows, events, alerts, API |
 //! | [`dead_letters`] | the operator's command for messages that the monitor refused |
 //! | [`forget_group`] | the operator's command that ends a consumer group |
-//! | [`explain`] | the operator's command that says why heartbeats are missing |
+//! | [`explain`] | the operator's command that says why heartbeats are missing, and sends what is lost again |
 //! | [`local`] | private Redis and MySQL servers as child processes |
 //! | [`metrics`] | what a role counts and measures, as Prometheus reads it |
 //! | [`http`] | serving, errors, health and readiness; the HTTP client |
 //! | [`stream`] | the only user of Redis |
 //! | [`db`] | pools, schemas, transactions, what a failure means |
 //! | [`config`] | command-line values that roles share |
-//! | [`shutdown`], [`telemetry`], [`terminal`], [`retry`], [`clock`] | stopping, logs, what is printed, back-off, the time |
+//! | [`shutdown`], [`telemetry`], [`terminal`], [`retry`], [`clock`] | stopping, logs, what is printed and asked, back-off, the time |
 //! | [`verdict`] | what became of a slot, from both ledgers: pure |
 //! | [`wire`] | heartbeats, windows and slots: pure |
 //!

@@ -3,8 +3,9 @@
 //!
 //! Data flows one way: [`api`] reads a request, [`ingest`], [`pipeline`] or [`sweep`] decides,
 //! `repository` stores. [`window`], [`watermark`] and [`closing`] hold the rules, which know neither
-//! database nor clock. [`audits`] reads what the senders wrote, and `explain` puts both ledgers
-//! together; [`metrics`] counts. Any number of monitors may share one database: the primary key of an event decides
+//! database nor clock. [`audits`] reads what the senders wrote, `explain` puts both ledgers
+//! together, and `unheard` finds windows that are in one of them only; [`metrics`] counts. Any
+//! number of monitors may share one database: the primary key of an event decides
 //! between a heartbeat and the verdict that it is missing, and a sweep skips windows that another
 //! monitor is closing.
 
@@ -20,6 +21,7 @@ pub mod pipeline;
 pub mod register;
 mod repository;
 pub mod sweep;
+mod unheard;
 pub mod watermark;
 pub mod window;
 pub mod window_cache;

@@ -29,7 +29,7 @@ pub use dead::{DeadLetter, DeadLetters, Replayed};
 pub use group::{Claimed, Entry, Facts, Group, Source};
 pub use link::Link;
 pub use membership::{Activity, activity, destroy};
-pub use producer::{Producer, Written};
+pub use producer::{Producer, Written, identity_mark};
 pub use survey::{Observation, Survey};
 
 pub use crate::wire::StreamId;

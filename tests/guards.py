@@ -1140,6 +1140,22 @@ GUARDS = [
         "maxmemory-policy allkeys-lru",
         "it reading::a_private_redis_keeps_what_it_has_taken",
     ),
+    Guard(
+        "a repair goes to the Redis of the relays",
+        "intent, then outcome",
+        "src/explain/repair.rs",
+        "    if !known.contains(&identity) {\n",
+        "    if known.contains(&identity) {\n",
+        "it explain_repair::what_cannot_be_repaired_is_said_and_left_alone",
+    ),
+    Guard(
+        "what was repaired is in transit",
+        "intent, then outcome",
+        "src/explain/repair/resend.rs",
+        "repository::mark_sent_again(connection, row, *entry, mark).await?;",
+        "let _ = mark;",
+        "it explain_repair::what_an_old_consumer_has_dropped_is_lost_until_it_is_repaired",
+    ),
 ]
 
 

@@ -4,14 +4,13 @@
 //! a command which broke off can simply be given again.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
 
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 
 use super::{NONE, WhichArgs};
 use crate::stream::{DeadLetters, Replayed, StreamId};
-use crate::terminal::plain;
+use crate::terminal::{self, plain};
 
 /// Letters that are looked up, or dropped, in one round trip.
 const PAGE: usize = 200;
@@ -72,7 +71,7 @@ impl Settling {
     /// # Errors
     /// That there is nobody, and how to go on without.
     pub fn check(self) -> anyhow::Result<()> {
-        if self == (Self::Drop { ask: true }) && !std::io::stdin().is_terminal() {
+        if self == (Self::Drop { ask: true }) && !terminal::can_ask() {
             bail!(
                 "dead letters that are dropped cannot be brought back, and there is no terminal to \
                  ask on: add --yes if you mean it"
@@ -98,16 +97,13 @@ fn counted(count: u64) -> String {
     if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
 }
 
-/// Asks whether to drop letters. Waiting here holds nobody up: nothing else runs.
+/// Asks whether to drop letters.
 fn confirm(count: u64) -> anyhow::Result<()> {
     let them = if count == 1 { "It" } else { "They" };
-    eprint!("Drop {}? {them} cannot be brought back. [y/N] ", counted(count));
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
-    match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => bail!("nothing was dropped"),
+    if terminal::confirm(&format!("Drop {}? {them} cannot be brought back.", counted(count)))? {
+        return Ok(());
     }
+    bail!("nothing was dropped")
 }
 
 async fn settle_all(

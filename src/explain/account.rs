@@ -16,6 +16,8 @@ pub struct Account {
     pub verdicts: BTreeMap<Verdict, u64>,
     /// Slots that are over or arrived, by what the audit says and by whether the monitor saw them.
     pub ledgers: BTreeMap<(Said, bool), u64>,
+    /// Whether there may be windows of which only an audit knows that cannot be read.
+    pub is_partial: bool,
 }
 
 /// What the audit says of a slot.
@@ -57,11 +59,17 @@ impl Account {
     /// What the command ends with. That a slot is lost is certain, whatever could not be judged.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        match (self.of(Verdict::Lost), self.of(Verdict::Unknown)) {
-            (0, 0) => ExitCode::SUCCESS,
-            (0, _) => ExitCode::from(COULD_NOT_TELL),
-            _ => ExitCode::FAILURE,
-        }
+        exit_code(self.of(Verdict::Lost), self)
+    }
+}
+
+/// What a command ends with that leaves so many slots unexplained.
+#[must_use]
+pub fn exit_code(unexplained: u64, account: &Account) -> ExitCode {
+    match (unexplained, account.of(Verdict::Unknown)) {
+        (0, 0) if !account.is_partial => ExitCode::SUCCESS,
+        (0, _) => ExitCode::from(COULD_NOT_TELL),
+        _ => ExitCode::FAILURE,
     }
 }
 

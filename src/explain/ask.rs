@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use reqwest::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -12,7 +13,7 @@ use crate::config::MonitorUrl;
 use crate::http;
 use crate::terminal::plain;
 use crate::verdict::Verdict;
-use crate::wire::{ServiceName, Timestamp};
+use crate::wire::{self, Rates, ServiceName, StreamId, Tick, Timestamp, WireError};
 
 /// How long the monitor may take to answer: a little longer than it allows itself.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -37,12 +38,18 @@ pub struct Window {
     pub window_uuid: Uuid,
     /// The service that promises.
     pub service: String,
-    /// `open`, `closed` or `alert`.
+    /// `open`, `closed` or `alert`; `unheard` if only an audit knows it.
     pub status: String,
     /// Start.
     pub window_from: Timestamp,
     /// End.
     pub window_to: Timestamp,
+    /// Seconds between two slots.
+    pub tick_seconds: f64,
+    /// Share of slots that its sender planned to report as errors.
+    pub error_status_generado: Option<f64>,
+    /// Share of slots that its sender planned to omit.
+    pub error_status_no_reportado: Option<f64>,
     /// Heartbeats that it promises.
     pub expected_reports: u32,
     /// Those of them that arrived.
@@ -51,6 +58,29 @@ pub struct Window {
     pub audit: String,
     /// Each of its slots.
     pub slots: Vec<Slot>,
+}
+
+impl Window {
+    /// The window as its heartbeats name it.
+    ///
+    /// # Errors
+    /// That it is none, which no monitor answers.
+    pub fn definition(&self) -> Result<wire::Window, WireError> {
+        wire::Window::new(
+            self.window_uuid,
+            self.service.parse()?,
+            (self.window_from, self.window_to),
+            Tick::from_seconds(self.tick_seconds)?,
+            Rates::new(self.error_status_generado, self.error_status_no_reportado)?,
+        )
+    }
+
+    /// Its lost slots, each with the entry that carried its heartbeat last.
+    #[must_use]
+    pub fn lost(&self) -> Vec<(u32, StreamId)> {
+        let lost = self.slots.iter().filter(|slot| slot.verdict == Verdict::Lost);
+        lost.filter_map(|slot| Some((slot.slot, slot.audit?.stream_id?))).collect()
+    }
 }
 
 /// A slot with its verdict.
@@ -71,6 +101,8 @@ pub struct Slot {
 pub struct AuditFacts {
     /// Whether the sender says that it was sent.
     pub sent_to_queue: bool,
+    /// The entry that carried it last, if the sender knows it.
+    pub stream_id: Option<StreamId>,
 }
 
 /// A page of windows, and where the next begins.
@@ -79,6 +111,8 @@ pub struct Page {
     windows: Vec<Listed>,
     /// None on the last page.
     pub next: Option<String>,
+    /// Whether the audits could be read, if they had to be.
+    audit: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -86,11 +120,34 @@ struct Listed {
     window_uuid: Uuid,
 }
 
+/// That a monitor does not know what it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotFound(String);
+
+/// What relays report to a monitor.
+#[derive(Clone, Debug, Deserialize)]
+struct Pipelines {
+    pipelines: Vec<Pipeline>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Pipeline {
+    stream: String,
+    redis_identity: String,
+}
+
 impl Page {
     /// The windows of the page, the latest first.
     #[must_use]
     pub fn uuids(&self) -> Vec<Uuid> {
         self.windows.iter().map(|window| window.window_uuid).collect()
+    }
+
+    /// Whether an audit that may know more could not be read.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.audit.as_deref() == Some("unreachable")
     }
 }
 
@@ -110,6 +167,12 @@ impl Monitor {
         Ok(Self { url, client: http::client(TIMEOUT).context("preparing HTTP")? })
     }
 
+    /// Its address.
+    #[must_use]
+    pub fn url(&self) -> &MonitorUrl {
+        &self.url
+    }
+
     /// A page of the windows that began at an instant or later.
     ///
     /// # Errors
@@ -120,21 +183,67 @@ impl Monitor {
         from: Timestamp,
         cursor: Option<&str>,
     ) -> anyhow::Result<Page> {
+        self.page_of("windows", service, from, cursor).await
+    }
+
+    /// A page of those of which the monitor has never heard, and only an audit knows. It may be empty
+    /// and not the last.
+    ///
+    /// # Errors
+    /// A sentence for a person.
+    pub async fn unheard_page(
+        &self,
+        service: Option<&ServiceName>,
+        from: Timestamp,
+        cursor: Option<&str>,
+    ) -> anyhow::Result<Page> {
+        self.page_of("unheard-windows", service, from, cursor).await
+    }
+
+    async fn page_of(
+        &self,
+        resource: &str,
+        service: Option<&ServiceName>,
+        from: Timestamp,
+        cursor: Option<&str>,
+    ) -> anyhow::Result<Page> {
         let from = from.to_string();
         let service = service.map(|service| ("service", service.as_str()));
         let cursor = cursor.map(|cursor| ("cursor", cursor));
         let query = [("from", from.as_str()), ("limit", PAGE)];
         let query: Vec<_> = query.into_iter().chain(service).chain(cursor).collect();
-        self.read(&self.get("windows", &query).await?)
+        self.read(&self.get(resource, &query).await?)
     }
 
-    /// A window with its slots.
+    /// A window with its slots, also one that only an audit knows.
+    ///
+    /// # Errors
+    /// [`NotFound`], or a sentence for a person.
+    pub async fn window(&self, uuid: Uuid) -> anyhow::Result<Explained> {
+        let heard = format!("windows/{uuid}");
+        let unheard = format!("unheard-windows/{uuid}");
+        // A window may be heard of between two questions.
+        for resource in [&heard, &unheard] {
+            match self.get(resource, &[]).await {
+                Err(error) if error.is::<NotFound>() => (),
+                answered => return self.explained(answered?),
+            }
+        }
+        self.explained(self.get(&heard, &[]).await?)
+    }
+
+    fn explained(&self, json: Value) -> anyhow::Result<Explained> {
+        Ok(Explained { facts: self.read(&json)?, json })
+    }
+
+    /// Which Redis, and which data, the relays of a stream read.
     ///
     /// # Errors
     /// A sentence for a person.
-    pub async fn window(&self, uuid: Uuid) -> anyhow::Result<Explained> {
-        let json = self.get(&format!("windows/{uuid}"), &[]).await?;
-        Ok(Explained { facts: self.read(&json)?, json })
+    pub async fn redis_identities(&self, stream: &str) -> anyhow::Result<Vec<String>> {
+        let known: Pipelines = self.read(&self.get("pipeline", &[]).await?)?;
+        let of_stream = known.pipelines.into_iter().filter(|pipeline| pipeline.stream == stream);
+        Ok(of_stream.map(|pipeline| pipeline.redis_identity).collect())
     }
 
     async fn get(&self, resource: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
@@ -160,7 +269,12 @@ impl Monitor {
                 let error = json.as_ref().and_then(|json| json["error"].as_str());
                 let text = String::from_utf8_lossy(&body);
                 let said: String = error.unwrap_or(&text).chars().take(SHOWN_CHARS).collect();
-                bail!("the monitor at {} answered {status}: {}", self.url, plain(&said))
+                let said =
+                    format!("the monitor at {} answered {status}: {}", self.url, plain(&said));
+                if status == StatusCode::NOT_FOUND {
+                    return Err(NotFound(said).into());
+                }
+                bail!("{said}")
             }
         }
     }

@@ -152,6 +152,11 @@ fn conclusion(account: &Account) -> String {
     if unknown > 0 {
         said.push(format!("{} not judged: unknown.", are(unknown)));
     }
+    if account.is_partial {
+        said.push(
+            "An audit cannot be read: windows that only it knows are not among these.".to_owned(),
+        );
+    }
     if said.is_empty() {
         return match account.missing() {
             0 => "No heartbeat is missing.".to_owned(),
@@ -183,7 +188,7 @@ mod tests {
         });
         serde_json::from_value(json!({
             "window_uuid": "6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10", "service": "payments-a",
-            "status": "alert", "window_from": "2026-11-21T10:00:00Z",
+            "status": "alert", "window_from": "2026-11-21T10:00:00Z", "tick_seconds": 5,
             "window_to": "2026-11-21T10:00:40Z", "expected_reports": 8, "received_reports": 2,
             "audit": "known", "slots": slots.collect::<Vec<_>>(),
         }))

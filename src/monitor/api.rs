@@ -4,6 +4,7 @@
 //! unscheduled heartbeat are successes: the sender has done its part.
 
 mod pipeline;
+mod unheard;
 mod views;
 
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub fn router(monitor: Monitor) -> Router {
         .route("/windows/batch", post(post_windows))
         .route("/windows/sweep", post(post_sweep))
         .route("/windows/{uuid}", get(get_window))
+        .route("/unheard-windows", get(unheard::get_all))
+        .route("/unheard-windows/{uuid}", get(unheard::get_one))
         .route(
             "/pipeline",
             post(pipeline::post_report).get(pipeline::get_all).delete(pipeline::delete_group),

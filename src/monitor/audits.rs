@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
+use uuid::Uuid;
 
-use super::repository::{self, NumberedRow};
+use super::repository::{self, Listed, NumberedRow, Wanted};
 use crate::config::DatabaseUrl;
 use crate::db::{self, Reader};
 use crate::verdict::{Audit, AuditRow};
-use crate::wire::{Slot, Window};
+use crate::wire::{Slot, Tick, Window};
 
 /// How long one audit may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -33,17 +34,26 @@ struct Database {
     is_away: AtomicBool,
 }
 
-/// What the audits say of one window.
+/// What the audits say of one window: its rows by slot, or its definition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum Found<T = HashMap<u32, AuditRow>> {
     /// There is none to ask.
     Unasked,
     /// One that may know the window cannot be read.
     Unreachable,
     /// None knows the window.
     UnknownWindow,
-    /// One knows it, with these rows by slot.
-    Known(HashMap<u32, AuditRow>),
+    /// One knows it.
+    Known(T),
+}
+
+/// The windows of all audits that can be read.
+#[derive(Debug)]
+pub(super) struct Overview {
+    /// The latest first. One that several audits know is there several times.
+    pub(super) windows: Vec<Listed>,
+    /// Whether all could be read.
+    pub(super) is_whole: bool,
 }
 
 impl Audits {
@@ -58,23 +68,35 @@ impl Audits {
         Self(urls.iter().map(database).collect())
     }
 
+    /// Whether there is none to ask.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What they say of a window: that which knows it, if any does.
     pub(super) async fn look_up(&self, window: &Window) -> Found {
-        if self.0.is_empty() {
-            return Found::Unasked;
+        let answers = self.0.iter().map(|database| database.rows(window.uuid));
+        match first_to_know(answers).await {
+            Found::Known(rows) => Found::Known(by_slot(window, rows)),
+            Found::Unasked => Found::Unasked,
+            Found::Unreachable => Found::Unreachable,
+            Found::UnknownWindow => Found::UnknownWindow,
         }
-        let mut answers: FuturesUnordered<_> =
-            self.0.iter().map(|database| database.rows(window)).collect();
-        let mut is_any_away = false;
-        // Nobody waits for one that is away once another knows the window.
-        while let Some(answer) = answers.next().await {
-            match answer {
-                Ok(Some(rows)) => return Found::Known(by_slot(window, rows)),
-                Ok(None) => (),
-                Err(_) => is_any_away = true,
-            }
-        }
-        if is_any_away { Found::Unreachable } else { Found::UnknownWindow }
+    }
+
+    /// The definition of a window.
+    pub(super) async fn define(&self, uuid: Uuid, default_tick: Tick) -> Found<Window> {
+        first_to_know(self.0.iter().map(|database| database.window(uuid, default_tick))).await
+    }
+
+    /// The windows that they list, at most `wanted.limit` over all.
+    pub(super) async fn overview(&self, wanted: &Wanted) -> Overview {
+        let answers = join_all(self.0.iter().map(|database| database.windows(wanted))).await;
+        let is_whole = answers.iter().all(Result::is_ok);
+        let mut windows: Vec<Listed> = answers.into_iter().flatten().flatten().collect();
+        windows.sort_by(|one, other| other.place.cmp(&one.place));
+        windows.truncate(wanted.limit as usize);
+        Overview { windows, is_whole }
     }
 
     /// Says farewell to all of them.
@@ -83,13 +105,49 @@ impl Audits {
     }
 }
 
+/// The first answer of a database that knows a window. Nobody waits for one that is away once another
+/// knows it.
+async fn first_to_know<T>(
+    answers: impl Iterator<Item = impl Future<Output = Result<Option<T>, db::Error>>>,
+) -> Found<T> {
+    let mut answers: FuturesUnordered<_> = answers.collect();
+    if answers.is_empty() {
+        return Found::Unasked;
+    }
+    let mut is_any_away = false;
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Ok(Some(known)) => return Found::Known(known),
+            Ok(None) => (),
+            Err(_) => is_any_away = true,
+        }
+    }
+    if is_any_away { Found::Unreachable } else { Found::UnknownWindow }
+}
+
 impl Database {
-    async fn rows(&self, window: &Window) -> Result<Option<Vec<NumberedRow>>, db::Error> {
-        let uuid = window.uuid;
-        let read = self
-            .reader
-            .read(move |connection| Box::pin(repository::audit_of_window(connection, uuid)))
-            .await;
+    async fn rows(&self, uuid: Uuid) -> Result<Option<Vec<NumberedRow>>, db::Error> {
+        self.ask(|connection| Box::pin(repository::audit_of_window(connection, uuid))).await
+    }
+
+    async fn window(&self, uuid: Uuid, default_tick: Tick) -> Result<Option<Window>, db::Error> {
+        self.ask(|connection| Box::pin(repository::audited_window(connection, uuid, default_tick)))
+            .await
+    }
+
+    async fn windows(&self, wanted: &Wanted) -> Result<Vec<Listed>, db::Error> {
+        self.ask(|connection| {
+            let wanted = wanted.clone();
+            Box::pin(async move { repository::audited_windows(connection, &wanted).await })
+        })
+        .await
+    }
+
+    async fn ask<T, F>(&self, question: F) -> Result<T, db::Error>
+    where
+        F: for<'c> Fn(&'c mut db::Connection) -> BoxFuture<'c, Result<T, db::Error>>,
+    {
+        let read = self.reader.read(question).await;
         // Said once when it goes, however many windows are asked for, and once when it is back.
         let was_away = self.is_away.swap(read.is_err(), Ordering::Relaxed);
         match &read {

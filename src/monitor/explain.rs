@@ -1,5 +1,5 @@
 //! Explains a window: the verdict of each slot, from what the monitor has stored and what the audit
-//! says.
+//! says. Also one that the monitor has never heard of, and only an audit knows.
 //!
 //! The order in which it asks keeps out what happens meanwhile. How far delivery has come is asked
 //! before what is stored, so that whatever it is past has been stored or set aside by then. What
@@ -14,7 +14,7 @@ use super::repository::{self, DeadHeartbeat, SlotEvent};
 use super::window::StoredWindow;
 use crate::db;
 use crate::verdict::{self, Arrival, Audit, AuditRow, Delivery, Facts, Letter, Verdict};
-use crate::wire::{StreamId, Timestamp};
+use crate::wire::{StreamId, Timestamp, Window};
 
 /// The slots of a window, with their verdicts.
 #[derive(Debug)]
@@ -44,10 +44,38 @@ pub(super) async fn explain(
     stored: &StoredWindow,
     now: Timestamp,
 ) -> Result<Explained, db::Error> {
-    let (pool, window) = (&monitor.pool, &stored.window);
-    let delivery = delivery(monitor, stored).await?;
-    let mut events = repository::slot_events(pool, stored.id).await?;
-    let letters = Letters::new(repository::dead_heartbeats(pool, window.uuid).await?);
+    let delivery = delivery(monitor, &stored.window).await?;
+    let events = repository::slot_events(&monitor.pool, stored.id).await?;
+    let clock_offset_us = stored.clock_offset_us.unwrap_or(0);
+    compare(monitor, (&stored.window, clock_offset_us), events, delivery, now).await
+}
+
+/// Explains a window that only an audit knows; none if the monitor has heard of it after all.
+///
+/// # Errors
+/// As for [`explain`].
+pub(super) async fn explain_unheard(
+    monitor: &Monitor,
+    window: &Window,
+    now: Timestamp,
+) -> Result<Option<Explained>, db::Error> {
+    let delivery = delivery(monitor, window).await?;
+    // Asked where others look for its events, and for the same reason after the watermark.
+    let heard = repository::windows_by_uuid(&monitor.pool, &[window.uuid]).await?;
+    if !heard.is_empty() {
+        return Ok(None);
+    }
+    compare(monitor, (window, 0), HashMap::new(), delivery, now).await.map(Some)
+}
+
+async fn compare(
+    monitor: &Monitor,
+    (window, clock_offset_us): (&Window, i64),
+    mut events: HashMap<u32, SlotEvent>,
+    delivery: Delivery,
+    now: Timestamp,
+) -> Result<Explained, db::Error> {
+    let letters = Letters::new(repository::dead_heartbeats(&monitor.pool, window.uuid).await?);
     let audit = monitor.audits.look_up(window).await;
     let slots = (0..window.slots()).map(|number| {
         let event = events.remove(&number);
@@ -55,7 +83,7 @@ pub(super) async fn explain(
         let facts = Facts {
             window,
             slot: number,
-            clock_offset_us: stored.clock_offset_us.unwrap_or(0),
+            clock_offset_us,
             arrival: event.as_ref().and_then(SlotEvent::arrival),
             letter: letters.of(number, row),
             audit: audit.slot(number),
@@ -74,11 +102,11 @@ pub(super) async fn explain(
     Ok(Explained { slots: slots.collect(), audit: audit.name() })
 }
 
-async fn delivery(monitor: &Monitor, stored: &StoredWindow) -> Result<Delivery, db::Error> {
+async fn delivery(monitor: &Monitor, window: &Window) -> Result<Delivery, db::Error> {
     let (watermark, _) = repository::low_watermark(&monitor.pool).await?;
     let mut connection = monitor.pool.acquire().await?;
     let obstacles = repository::obstacles(&mut connection).await?;
-    Ok(match obstacles.before(&stored.window) {
+    Ok(match obstacles.before(window) {
         Some(Closing::Suspect) => Delivery::Suspect,
         Some(_) => Delivery::BeingResent,
         None => watermark.map_or(Delivery::Unreported, Delivery::Until),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use redis::cmd;
+use uuid::Uuid;
 
 use super::script::{IDENTIFY, new_epoch};
 use super::{Link, StreamError, StreamId, StreamName};
@@ -13,6 +14,12 @@ local ids = {}
 for i = 2, #ARGV do ids[i - 1] = redis.call('XADD', KEYS[2], '*', 'payload', ARGV[i]) end
 return {identity, ids}
 ";
+
+/// A short mark of the identity of a Redis, for rows of which there are very many.
+#[must_use]
+pub fn identity_mark(identity: &str) -> u64 {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, identity.as_bytes()).as_u64_pair().0
+}
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +73,16 @@ impl Producer {
     /// That it does not.
     pub async fn ping(&self) -> Result<(), StreamError> {
         self.link.ping().await
+    }
+
+    /// Asks which Redis, and which data, this is.
+    ///
+    /// # Errors
+    /// When Redis does not answer or refuses.
+    pub async fn identity(&self) -> Result<String, StreamError> {
+        let mut command = cmd("EVAL");
+        command.arg(format!("{IDENTIFY}return identity")).arg(1).arg(self.stream.epoch());
+        self.link.query(command.arg(new_epoch())).await
     }
 
     async fn publish(&self, key: &str, payloads: &[String]) -> Result<Written, StreamError> {

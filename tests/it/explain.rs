@@ -12,7 +12,7 @@ use crate::support::{
 use crate::verdicts::{Ledgers, everything, verdicts};
 
 /// Runs `heartbeat explain` against a monitor.
-async fn explain(monitor: &Process, arguments: &[&str]) -> (i32, String, String) {
+pub async fn explain(monitor: &Process, arguments: &[&str]) -> (i32, String, String) {
     let url = monitor.url("");
     run(&[&["explain"], arguments].concat(), &[("MONITOR_URL", &url)]).await
 }

@@ -110,6 +110,8 @@ fn each_outside_library_has_one_owner() {
                 "src/config.rs",
                 "src/monitor/repository",
                 "src/payments/repository",
+                "src/explain/repository",
+                "src/explain/repair.rs",
                 "src/local",
                 "src/monitor.rs",
                 "src/payments.rs",

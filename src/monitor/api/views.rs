@@ -145,7 +145,7 @@ impl FromStr for Position {
 
 /// What both ledgers say of a window.
 #[derive(Debug, Serialize)]
-struct ExplainedView {
+pub(super) struct ExplainedView {
     /// `known`, or why the audit had no say: `unknown_window`, `unreachable` or `not_configured`.
     audit: &'static str,
     /// How many slots have each verdict, where any has.

@@ -8,10 +8,9 @@ use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 use uuid::Uuid;
 
-use super::resending::mark;
 use super::{at, bad};
 use crate::db;
-use crate::stream::{StreamId, Written};
+use crate::stream::{StreamId, Written, identity_mark};
 use crate::wire::{OMITTED, Status, Timestamp, Window};
 
 /// Ticks that one statement marks as sent.
@@ -136,7 +135,7 @@ pub(in crate::payments) async fn mark_sent(
     let mut sent: Vec<(i64, StreamId)> = ids.collect();
     // In the order of the key, so that no two processes wait for each other in a circle.
     sent.sort_unstable();
-    let (sent, mark): (Arc<[_]>, u64) = (sent.into(), mark(&written.identity));
+    let (sent, mark): (Arc<[_]>, u64) = (sent.into(), identity_mark(&written.identity));
     db::transaction(pool, "mark sent", move |connection| {
         let sent = Arc::clone(&sent);
         Box::pin(async move {

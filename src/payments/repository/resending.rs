@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap};
 use chrono::{DateTime, Utc};
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, Row};
-use uuid::Uuid;
 
 use super::at;
 use super::audit::StoredTick;
@@ -13,6 +12,7 @@ use super::windows::defined;
 use crate::db;
 use crate::payments::Payments;
 use crate::payments::resend::Known;
+use crate::stream::identity_mark;
 use crate::wire::{Timestamp, Window};
 
 /// A place among the published ticks: when one was published, and its row.
@@ -20,11 +20,6 @@ type Place = (Timestamp, i64);
 
 /// Windows that one statement asks for.
 const WINDOWS_PER_STATEMENT: usize = 128;
-
-/// A short mark of the identity of a Redis, for rows of which there are very many.
-pub(super) fn mark(identity: &str) -> u64 {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, identity.as_bytes()).as_u64_pair().0
-}
 
 /// The Redis that a service has seen to; none if it never wrote to any.
 pub(in crate::payments) async fn known_redis(
@@ -97,7 +92,7 @@ pub(in crate::payments) async fn announced_elsewhere(
     )
     .bind(payments.service.as_str())
     .bind(DateTime::<Utc>::from(since))
-    .bind(mark(identity))
+    .bind(identity_mark(identity))
     .bind(limit)
     .fetch_all(&payments.pool)
     .await?;
@@ -128,7 +123,7 @@ pub(in crate::payments) async fn note_delivered(
     until: Timestamp,
 ) -> Result<(), db::Error> {
     let (service, stream) = (payments.service.to_string(), payments.producer.stream().to_string());
-    let (mark, until) = (mark(identity), DateTime::<Utc>::from(until));
+    let (mark, until) = (identity_mark(identity), DateTime::<Utc>::from(until));
     db::transaction(&payments.pool, "note what has arrived", move |connection| {
         let (service, stream) = (service.clone(), stream.clone());
         Box::pin(async move {
@@ -173,10 +168,10 @@ pub(in crate::payments) async fn published_elsewhere(
     .bind(DateTime::<Utc>::from(from))
     .bind(DateTime::<Utc>::from(from))
     .bind(after)
-    .bind(mark(wanted.identity))
+    .bind(identity_mark(wanted.identity))
     .bind(wanted.and_unknown)
     .bind(wanted.only.is_none())
-    .bind(wanted.only.map_or(0, mark))
+    .bind(wanted.only.map_or(0, identity_mark))
     .bind(wanted.and_delivered)
     .bind(payments.producer.stream().reports())
     .bind(limit)

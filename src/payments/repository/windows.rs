@@ -11,11 +11,10 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{MySqlPool, Row};
 use uuid::Uuid;
 
-use super::resending::mark;
 use super::{at, bad, update};
 use crate::db;
 use crate::payments::plan::Plan;
-use crate::stream::StreamId;
+use crate::stream::{StreamId, identity_mark};
 use crate::wire::{Rates, ServiceName, Tick, Timestamp, Window};
 
 /// A window with a plan, as this process works on it.
@@ -185,7 +184,7 @@ pub(in crate::payments) async fn mark_announced(
     identity: &str,
 ) -> Result<(), db::Error> {
     announced.sort_unstable();
-    let (announced, mark): (Arc<[_]>, u64) = (announced.into(), mark(identity));
+    let (announced, mark): (Arc<[_]>, u64) = (announced.into(), identity_mark(identity));
     db::transaction(pool, "mark announced", move |connection| {
         let announced = Arc::clone(&announced);
         Box::pin(async move {

@@ -1,0 +1,147 @@
+//! Sends some slots of one window again, while their rows of the audit are held.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::sync::OnceCell;
+
+use super::Place;
+use crate::db;
+use crate::explain::repository::{self, SentRow};
+use crate::stream::{Producer, StreamError, identity_mark};
+use crate::wire::{Heartbeat, Status, StreamId, Window};
+
+/// Slots that are sent again in one step.
+pub const MOST_SLOTS: usize = 128;
+
+/// What became of a slot that was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its heartbeat was sent again as this entry.
+    SentAs(StreamId),
+    /// Somebody else had sent it again as this entry.
+    SentMeanwhile(StreamId),
+    /// The audit has no row of it.
+    NoRow,
+    /// Its row is no heartbeat, for this reason.
+    Unusable(String),
+}
+
+impl Outcome {
+    /// What there is to say of it, and of the entry that was found lost.
+    #[must_use]
+    pub fn sentence(&self, lost: StreamId) -> String {
+        match self {
+            Self::SentAs(entry) => format!("sent again as entry {entry}; entry {lost} was lost"),
+            Self::SentMeanwhile(entry) => {
+                format!("not sent again: the audit names entry {entry} by now, and not {lost}")
+            }
+            Self::NoRow => format!(
+                "not sent again: this payments database has no row of it with entry {lost}; is \
+                 --payments-database-url that of its service?"
+            ),
+            Self::Unusable(why) => {
+                format!("not sent again: its row of the audit is unusable: {why}")
+            }
+        }
+    }
+}
+
+/// What was written to the stream: rows and their entries, and the mark of the Redis that has them.
+#[derive(Debug, Default)]
+struct Sent {
+    entries: HashMap<i64, StreamId>,
+    redis_mark: u64,
+}
+
+/// Sends the heartbeats of slots again whose rows still name the entry that was found lost, and notes
+/// it there. Answers what became of each, in their order.
+///
+/// # Errors
+/// When the database or Redis does not do its part. What was sent and could not be noted is found
+/// lost again.
+pub(super) async fn send_again(
+    place: &Place,
+    window: &Window,
+    lost: &[(u32, StreamId)],
+) -> anyhow::Result<Vec<Outcome>> {
+    let (window, lost): (_, Arc<[_]>) = (window.clone(), lost.into());
+    let producer = place.producer.clone();
+    // A transaction that lost a deadlock is tried again, and must not send twice for that.
+    let sent = Arc::new(OnceCell::<Sent>::new());
+    db::transaction(&place.pool, "send again", move |connection| {
+        let (window, lost, producer) = (window.clone(), Arc::clone(&lost), producer.clone());
+        let sent = Arc::clone(&sent);
+        Box::pin(async move {
+            let rows = repository::hold_rows(connection, window.uuid, &lost).await?;
+            let found: Vec<Found> =
+                lost.iter().map(|lost| Found::new(&window, *lost, &rows)).collect();
+            let sent = match sent.get_or_try_init(|| publish(&producer, &found)).await {
+                Ok(sent) => sent,
+                Err(error) => return Ok(Err(error)),
+            };
+            let mut outcomes = Vec::with_capacity(found.len());
+            for found in found {
+                outcomes.push(match found {
+                    Found::Lost(row, _) => match sent.entries.get(&row) {
+                        Some(entry) => {
+                            let mark = sent.redis_mark;
+                            repository::mark_sent_again(connection, row, *entry, mark).await?;
+                            Outcome::SentAs(*entry)
+                        }
+                        None => Outcome::NoRow,
+                    },
+                    Found::Otherwise(outcome) => outcome,
+                });
+            }
+            Ok(Ok(outcomes))
+        })
+    })
+    .await
+    .context("the payments database failed")?
+    .context("writing to the stream")
+}
+
+async fn publish(producer: &Producer, found: &[Found]) -> Result<Sent, StreamError> {
+    let lost = found.iter().filter_map(|found| match found {
+        Found::Lost(row, heartbeat) => Some((*row, heartbeat.to_json())),
+        Found::Otherwise(_) => None,
+    });
+    let (rows, payloads): (Vec<i64>, Vec<String>) = lost.unzip();
+    if payloads.is_empty() {
+        return Ok(Sent::default());
+    }
+    let written = producer.publish_heartbeats(&payloads).await?;
+    let redis_mark = identity_mark(&written.identity);
+    Ok(Sent { entries: rows.into_iter().zip(written.ids).collect(), redis_mark })
+}
+
+/// What the audit says of a slot that was found lost.
+enum Found {
+    /// The row that still names the lost entry, and the heartbeat that it holds.
+    Lost(i64, Box<Heartbeat>),
+    Otherwise(Outcome),
+}
+
+impl Found {
+    fn new(window: &Window, (slot, entry): (u32, StreamId), rows: &[SentRow]) -> Self {
+        let of_slot = |row: &&SentRow| row.slot.map(i64::from) == Some(i64::from(slot));
+        let Some(row) = rows.iter().find(|row| row.stream_id == Some(entry)) else {
+            let other = rows.iter().find(of_slot).and_then(|row| row.stream_id);
+            return Self::Otherwise(other.map_or(Outcome::NoRow, Outcome::SentMeanwhile));
+        };
+        let status: Status = match row.status.parse() {
+            Ok(status) => status,
+            Err(error) => return Self::Otherwise(Outcome::Unusable(format!("status {error}"))),
+        };
+        let heartbeat = Heartbeat {
+            window: window.clone(),
+            status,
+            timestamp: row.timestamp,
+            slot: Some(i64::from(slot)),
+            stream_id: None,
+        };
+        Self::Lost(row.id, Box::new(heartbeat))
+    }
+}

@@ -1,0 +1,93 @@
+//! The rows of an audit whose heartbeats are sent again, in the payments database.
+
+use chrono::{DateTime, Utc};
+use sqlx::mysql::MySqlRow;
+use sqlx::query_builder::QueryBuilder;
+use sqlx::{MySql, MySqlPool, Row};
+use uuid::Uuid;
+
+use crate::db;
+use crate::wire::{StreamId, Timestamp};
+
+/// A row of the audit.
+#[derive(Clone, Debug)]
+pub(super) struct SentRow {
+    pub(super) id: i64,
+    /// None in rows of older senders.
+    pub(super) slot: Option<i32>,
+    pub(super) status: String,
+    pub(super) timestamp: Timestamp,
+    /// The entry that carried the heartbeat last.
+    pub(super) stream_id: Option<StreamId>,
+}
+
+/// Whether a database has the tables of an audit.
+pub(super) async fn is_audit(pool: &MySqlPool) -> Result<bool, db::Error> {
+    let tables: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() \
+         AND table_name IN ('report_windows', 'report_audit')",
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(tables == 2)
+}
+
+/// The rows of some slots of a window, each named by its number and its entry, and held until the
+/// transaction ends: nobody else sends them again meanwhile.
+pub(super) async fn hold_rows(
+    connection: &mut db::Connection,
+    window: Uuid,
+    slots: &[(u32, StreamId)],
+) -> Result<Vec<SentRow>, db::Error> {
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id, slot, status, timestamp, stream_id FROM report_audit WHERE window_uuid = ",
+    );
+    query.push_bind(window.to_string()).push(" AND (slot IN (");
+    let mut list = query.separated(", ");
+    for (slot, _) in slots {
+        list.push_bind(*slot);
+    }
+    query.push(") OR stream_id IN (");
+    let mut list = query.separated(", ");
+    for (_, entry) in slots {
+        list.push_bind(entry.to_string());
+    }
+    let rows = query.push(")) ORDER BY id FOR UPDATE").build().fetch_all(connection).await?;
+    rows.iter().map(sent_row).collect()
+}
+
+fn sent_row(row: &MySqlRow) -> Result<SentRow, db::Error> {
+    let id: i64 = row.try_get("id")?;
+    let entry: Option<String> = row.try_get("stream_id")?;
+    let bad = |error| {
+        db::Error::bad_row(format!("table report_audit, row {id}, column stream_id: {error}"))
+    };
+    Ok(SentRow {
+        id,
+        slot: row.try_get("slot")?,
+        status: row.try_get("status")?,
+        timestamp: row.try_get::<DateTime<Utc>, _>("timestamp")?.into(),
+        stream_id: entry.map(|entry| entry.parse()).transpose().map_err(bad)?,
+    })
+}
+
+/// Notes that the heartbeat of a row was sent again, as an entry of a Redis, as its sender would.
+pub(super) async fn mark_sent_again(
+    connection: &mut db::Connection,
+    row: i64,
+    entry: StreamId,
+    redis_mark: u64,
+) -> Result<(), db::Error> {
+    // Assignments run from left to right: the first entry is kept before it is replaced.
+    sqlx::query(
+        "UPDATE report_audit SET first_stream_id = COALESCE(first_stream_id, stream_id), \
+         stream_id = ?, published_at = ?, redis_mark = ?, sent_to_queue = TRUE WHERE id = ?",
+    )
+    .bind(entry.to_string())
+    .bind(DateTime::<Utc>::from(entry.written_at()))
+    .bind(redis_mark)
+    .bind(row)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
