@@ -149,7 +149,7 @@ async fn statements(log: &mut MySqlConnection, monitor: Monitor) -> Vec<String> 
 
 /// How a statement reads each table: its name, the way, and the rows that are estimated.
 async fn plan(connection: &mut MySqlConnection, statement: &str) -> Vec<(String, String, i64)> {
-    let explain = AssertSqlSafe(format!("EXPLAIN {statement}"));
+    let explain = AssertSqlSafe(format!("EXPLAIN FORMAT=TRADITIONAL {statement}"));
     let rows = sqlx::raw_sql(explain).fetch_all(connection).await.unwrap();
     let text = |row: &sqlx::mysql::MySqlRow, name: &str| {
         row.try_get::<Option<String>, _>(name).unwrap().unwrap_or_default()
@@ -191,14 +191,20 @@ async fn no_query_looks_at_more_than_a_part_of_a_table() {
     fill(&mut connection).await;
     let statements = statements(&mut connection, monitor).await;
     assert!(statements.len() > 40, "{statements:#?}");
+    let mut expensive = Vec::new();
     for statement in &statements {
         for (table, way, rows) in plan(&mut connection, statement).await {
             let is_scan = way == "ALL" || (way == "index" && rows > MOST_ROWS);
-            assert!(!(is_scan && LARGE.contains(&table.as_str())), "{table} in full: {statement}");
+            if is_scan && LARGE.contains(&table.as_str()) {
+                expensive.push(format!("{table} in full: {statement}"));
+            }
         }
         let rows = rows_read(&mut connection, statement).await;
-        assert!(rows <= MOST_ROWS, "{rows} rows: {statement}");
+        if rows > MOST_ROWS {
+            expensive.push(format!("{rows} rows: {statement}"));
+        }
     }
+    assert!(expensive.is_empty(), "{expensive:#?}");
     drop(connection);
     server.stop().await.unwrap();
     std::fs::remove_dir_all(&directory).unwrap();

@@ -11,6 +11,9 @@ use super::{chunks, push_list};
 use crate::db;
 use crate::wire::Timestamp;
 
+/// Most services whose windows one statement asks for.
+const NAMES_AT_ONCE: usize = 64;
+
 /// A service that has windows.
 #[derive(Clone, Debug)]
 pub(in crate::monitor) struct KnownService {
@@ -32,58 +35,91 @@ pub(in crate::monitor) struct CurrentWindow {
     pub(in crate::monitor) expected: i32,
 }
 
-/// A page of services by name, behind a name. Each name is found by its own step through the
-/// windows' index, so that it does not matter how many windows there are.
+/// A page of services by name, behind a name.
 pub(in crate::monitor) async fn services(
     pool: &MySqlPool,
     after: &str,
     now: Timestamp,
     limit: u32,
 ) -> Result<Vec<KnownService>, db::Error> {
-    let now = DateTime::<Utc>::from(now);
-    let rows = sqlx::query(
-        "WITH RECURSIVE names (number, name) AS ( \
-           SELECT 1, (SELECT MIN(service_name) FROM windows WHERE service_name > ?) \
-           UNION ALL \
-           SELECT number + 1, (SELECT w.service_name FROM windows w WHERE w.service_name > name \
-             ORDER BY w.service_name LIMIT 1) \
-           FROM names WHERE name IS NOT NULL AND number < ?) \
-         SELECT n.name, \
-           (SELECT w.id FROM windows w WHERE w.service_name = n.name AND w.status = 'OPEN' \
-             AND w.window_from <= ? ORDER BY w.window_from DESC, w.id DESC LIMIT 1) AS open_id, \
-           (SELECT w.id FROM windows w WHERE w.service_name = n.name AND w.window_from <= ? \
-             ORDER BY w.window_from DESC, w.id DESC LIMIT 1) AS last_id \
-         FROM names n WHERE n.name IS NOT NULL ORDER BY n.number",
-    )
-    .bind(after)
-    .bind(limit)
-    .bind(now)
-    .bind(now)
-    .fetch_all(pool)
-    .await?;
-    let mut found = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let ids: (Option<i64>, Option<i64>) = (row.try_get("open_id")?, row.try_get("last_id")?);
-        found.push((row.try_get::<String, _>("name")?, ids));
-    }
-    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-    let ids: Vec<i64> =
-        found.iter().flat_map(|(_, (open, last))| [*open, *last]).flatten().collect();
-    let open: Vec<i64> = found.iter().filter_map(|(_, (open, _))| *open).collect();
+    let names = names(pool, after, limit).await?;
+    let mut found = latest_windows(pool, &names, now).await?;
+    let ids: Vec<i64> = found.values().flat_map(|ids| [ids.open, ids.any]).flatten().collect();
+    let open: Vec<i64> = found.values().filter_map(|ids| ids.open).collect();
     let mut windows = windows(pool, &ids).await?;
     let mut counted = last_counted(pool, &names).await?;
     let mut current = last_of_open(pool, &open).await?;
-    let known = found.iter().map(|(name, (open, last))| {
-        let clock_offset_us = last.and_then(|id| windows.get(&id)?.1);
+    let known = names.into_iter().map(|name| {
+        let LatestWindows { open, any } = found.remove(&name).unwrap_or_default();
+        let clock_offset_us = any.and_then(|id| windows.get(&id)?.1);
         let current = open.and_then(|id| current.remove(&id));
         KnownService {
-            name: name.clone(),
             open: open.and_then(|id| windows.remove(&id)).map(|(window, _)| window),
             clock_offset_us,
-            last: current.max(counted.remove(name)),
+            last: current.max(counted.remove(&name)),
+            name,
         }
     });
     Ok(known.collect())
+}
+
+/// Names behind a name. Each is one step into the windows' index, however many windows there are:
+/// MySQL would read the whole index to find them all in one question.
+async fn names(pool: &MySqlPool, after: &str, limit: u32) -> Result<Vec<String>, db::Error> {
+    let mut connection = pool.acquire().await?;
+    let mut names: Vec<String> = Vec::new();
+    while names.len() < limit as usize {
+        let last = names.last().map_or(after, String::as_str);
+        let next: Option<String> =
+            sqlx::query_scalar("SELECT MIN(service_name) FROM windows WHERE service_name > ?")
+                .bind(last)
+                .fetch_one(&mut *connection)
+                .await?;
+        let Some(next) = next else { break };
+        names.push(next);
+    }
+    Ok(names)
+}
+
+/// The windows of a service that started last: of those that are open, and of all.
+#[derive(Clone, Copy, Debug, Default)]
+struct LatestWindows {
+    open: Option<i64>,
+    any: Option<i64>,
+}
+
+async fn latest_windows(
+    pool: &MySqlPool,
+    names: &[String],
+    now: Timestamp,
+) -> Result<HashMap<String, LatestWindows>, db::Error> {
+    let now = DateTime::<Utc>::from(now);
+    let mut found: HashMap<String, LatestWindows> = HashMap::with_capacity(names.len());
+    for chunk in db::chunks(names, NAMES_AT_ONCE) {
+        let mut query = QueryBuilder::<MySql>::new("");
+        let mut parts = query.separated(" UNION ALL ");
+        for (name, must_be_open) in chunk.iter().flat_map(|name| [(name, true), (name, false)]) {
+            let number = if must_be_open { "1" } else { "0" };
+            parts.push("(SELECT service_name, id, ").push_unseparated(number);
+            parts.push_unseparated(" AS is_open FROM windows WHERE service_name = ");
+            parts.push_bind_unseparated(name.as_str());
+            if must_be_open {
+                parts.push_unseparated(" AND status = 'OPEN'");
+            }
+            parts.push_unseparated(" AND window_from <= ").push_bind_unseparated(now);
+            parts.push_unseparated(" ORDER BY window_from DESC, id DESC LIMIT 1)");
+        }
+        for row in query.build().fetch_all(pool).await? {
+            let windows = found.entry(row.try_get(0)?).or_default();
+            let id = Some(row.try_get(1)?);
+            if row.try_get(2)? {
+                windows.open = id;
+            } else {
+                windows.any = id;
+            }
+        }
+    }
+    Ok(found)
 }
 
 async fn windows(
@@ -113,7 +149,7 @@ async fn windows(
 /// The last heartbeats of services in windows that have been counted.
 async fn last_counted(
     pool: &MySqlPool,
-    names: &[&str],
+    names: &[String],
 ) -> Result<HashMap<String, LastHeartbeat>, db::Error> {
     let mut found = HashMap::with_capacity(names.len());
     for chunk in chunks(names) {
@@ -121,7 +157,7 @@ async fn last_counted(
             "SELECT service_name, report_timestamp, recorded_at, stream_id FROM last_heartbeats \
              WHERE service_name IN ",
         );
-        push_list(&mut query, chunk.iter().copied());
+        push_list(&mut query, chunk.iter().map(String::as_str));
         for row in query.build().fetch_all(pool).await? {
             found.insert(row.try_get("service_name")?, last_heartbeat(&row)?);
         }
