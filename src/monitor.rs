@@ -4,23 +4,27 @@
 //! Data flows one way: [`api`] reads a request, [`ingest`], [`pipeline`] or [`sweep`] decides,
 //! `repository` stores. [`window`], [`watermark`] and [`closing`] hold the rules, which know neither
 //! database nor clock. [`audits`] reads what the senders wrote, `explain` puts both ledgers
-//! together, and `unheard` finds windows that are in one of them only; [`metrics`] counts. Any
-//! number of monitors may share one database: the primary key of an event decides
-//! between a heartbeat and the verdict that it is missing, and a sweep skips windows that another
-//! monitor is closing.
+//! together, and `unheard` finds windows that are in one of them only. [`counting`] keeps totals of
+//! closed windows up to date; [`metrics`] counts. Any number of monitors may share one database: the
+//! primary key of an event decides between a heartbeat and the verdict that it is missing, and a
+//! sweep skips windows that another monitor is closing.
 
 pub mod api;
 pub mod audits;
 pub mod batcher;
 pub mod closing;
+pub mod counting;
+mod event_list;
 mod explain;
 pub mod ingest;
+pub mod latency;
 pub mod lookups;
 pub mod metrics;
 pub mod pipeline;
 pub mod register;
 mod repository;
 pub mod sweep;
+pub mod totals;
 mod unheard;
 pub mod watermark;
 pub mod window;
@@ -210,6 +214,7 @@ pub async fn serve(
     let router = api::router(monitor.clone());
     tasks.spawn(http::serve(listener, router, api::MAX_BODY_BYTES, shutdown.clone()));
     tasks.spawn(pipeline::run(monitor.clone(), shutdown.clone()));
+    tasks.spawn(counting::run(monitor.clone(), shutdown.clone()));
     tasks.spawn(sweep::run(monitor.clone(), args.sweep_interval, shutdown.clone()));
     tracing::info!(listen = %args.listen, "the monitor is ready");
     let ended = shutdown::join_all(tasks, &shutdown).await;

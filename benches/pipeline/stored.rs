@@ -46,6 +46,8 @@ pub async fn fill(database: &Database, windows: u32, slots: u32, missing: u32, s
         ))
         .await;
     }
+    // They were counted when they closed.
+    run(pool, "UPDATE counting SET recounted_to = NULL").await;
     run(pool, "ANALYZE TABLE windows, events").await;
     without_durability(pool, false).await;
 }

@@ -3,7 +3,12 @@
 //! Heartbeats and announcements are answered only after their commit. A duplicate, a late and an
 //! unscheduled heartbeat are successes: the sender has done its part.
 
+mod daily;
+mod events;
+mod params;
 mod pipeline;
+mod services;
+mod summary;
 mod unheard;
 mod views;
 
@@ -21,17 +26,17 @@ use uuid::Uuid;
 
 use self::views::{HeartbeatView, OutcomeView, SweptView, TakenView, WindowPage, WindowView};
 use super::ingest::{self, Outcome};
-use super::repository::{self, Filter, Position};
+use super::repository::{self, Filter};
 use super::{Monitor, explain, lookups, sweep};
 use crate::http::{ApiError, Body, Params, PathUuid};
-use crate::wire::{Announcement, Heartbeat, Timestamp, WireError};
+use crate::wire::{Announcement, Heartbeat, WireError};
 use crate::{clock, db, http};
 
 /// Largest body of any request: a full batch.
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// Most items of one batch.
 pub const MAX_BATCH_ITEMS: usize = 1_000;
-/// Windows of one page, unless asked otherwise, and at the most.
+/// Rows of one page, unless asked otherwise, and at the most.
 const PAGE: (u32, u32) = (50, 500);
 /// How long `/ready` waits for the database.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,6 +52,11 @@ pub fn router(monitor: Monitor) -> Router {
         .route("/windows/{uuid}", get(get_window))
         .route("/unheard-windows", get(unheard::get_all))
         .route("/unheard-windows/{uuid}", get(unheard::get_one))
+        .route("/events", get(events::get_events))
+        .route("/summary", get(summary::get_summary))
+        .route("/stats/daily", get(daily::get_daily))
+        .route("/stats/rebuild", post(daily::post_rebuild))
+        .route("/services", get(services::get_services))
         .route(
             "/pipeline",
             post(pipeline::post_report).get(pipeline::get_all).delete(pipeline::delete_group),
@@ -156,23 +166,12 @@ struct WindowsQuery {
 
 impl WindowsQuery {
     fn filter(&self) -> Result<Filter, ApiError> {
-        let named =
-            |name: &'static str| move |error| ApiError::bad_request(format!("{name} {error}"));
-        let time = |name, text: &Option<String>| {
-            text.as_deref()
-                .map(Timestamp::parse)
-                .transpose()
-                .map_err(|error| named(name)(error.to_string()))
-        };
-        let service = self.service.as_deref().map(str::parse).transpose();
-        let status = self.status.as_deref().map(str::parse).transpose();
-        let after = self.cursor.as_deref().map(str::parse::<Position>).transpose();
         Ok(Filter {
-            service: service.map_err(|error: WireError| named("service")(error.to_string()))?,
-            status: status.map_err(named("status"))?,
-            from: time("from", &self.from)?,
-            to: time("to", &self.to)?,
-            after: after.map_err(named("cursor"))?,
+            service: params::optional("service", self.service.as_deref())?,
+            status: params::optional("status", self.status.as_deref())?,
+            from: params::time("from", self.from.as_deref())?,
+            to: params::time("to", self.to.as_deref())?,
+            after: params::optional("cursor", self.cursor.as_deref())?,
         })
     }
 }

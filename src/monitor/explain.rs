@@ -114,10 +114,14 @@ async fn delivery(monitor: &Monitor, window: &Window) -> Result<Delivery, db::Er
 }
 
 impl SlotEvent {
-    /// The heartbeat; none if the row says that it is missing.
+    /// Whether the row says that nothing arrived.
+    pub(super) fn is_missing(&self) -> bool {
+        self.status == "MISSING"
+    }
+
+    /// The heartbeat; none if it is missing.
     fn arrival(&self) -> Option<Arrival> {
-        let has_arrived = self.status != "MISSING";
-        has_arrived.then(|| Arrival {
+        (!self.is_missing()).then(|| Arrival {
             timestamp: self.report_timestamp,
             stream_id: self.stream_id.as_deref().and_then(|id| id.parse().ok()),
             recorded_at: self.recorded_at,

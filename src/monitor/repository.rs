@@ -6,12 +6,16 @@
 mod audit;
 mod closing;
 mod conditions;
+mod counting;
 mod due;
+mod event_pages;
 mod events;
 mod letters;
 mod obstacles;
 mod pipelines;
+mod services;
 mod tallies;
+mod totals;
 mod windows;
 
 use sqlx::MySql;
@@ -28,7 +32,16 @@ pub(super) use closing::{
 pub(super) use conditions::{
     RecordedCondition, begin_stalls, conditions, count_stalled, store_conditions,
 };
+pub(super) use counting::{
+    Turn, add_up, added_before, await_turn, begin_recount, closed_after, closed_windows,
+    delete_marks, forget_to_judge, is_recounting, marks, store_added, store_last, store_recounted,
+    take_turn, to_judge,
+};
 pub(super) use due::{ClaimLimits, claim_due, due_next, hold, lock_window, over};
+pub(super) use event_pages::{
+    Candidate, Candidates, EventFilter, ListedEvent, candidates, events_of_one, events_of_several,
+    longest_window_us, only_candidate,
+};
 pub(super) use events::{
     Arrived, EventRow, MissingSlot, SlotEvent, Stored, arrived, insert_events, insert_missing,
     insert_unscheduled, read_back, slot_events,
@@ -39,7 +52,9 @@ pub(super) use pipelines::{
     Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,
     store_progress, store_report,
 };
+pub(super) use services::{KnownService, services};
 pub(super) use tallies::{Found, Tally, count_from};
+pub(super) use totals::{DayFilter, add_totals, count_open, days, successes, sum};
 pub(super) use windows::{
     Filter, Position, correct_windows, counts, find_windows, insert_windows, list_windows,
     open_windows, unscheduled, windows_by_id, windows_by_uuid,

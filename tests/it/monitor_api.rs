@@ -2,50 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use heartbeat::http;
 use heartbeat::monitor::api;
 use heartbeat::wire::{Heartbeat, Tick, Window};
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use crate::support::{Ground, announcement, answer, at, heartbeat};
-
-/// A monitor that serves on a port of its own.
-struct Api {
-    base: String,
-    client: Client,
-    _stop: DropGuard,
-}
-
-impl Api {
-    async fn new() -> Self {
-        let monitor = Ground::new().await.monitor().await;
-        let listener = http::bind("127.0.0.1:0".parse().unwrap(), "a test").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let stop = CancellationToken::new();
-        let router = api::router(monitor);
-        tokio::spawn(http::serve(listener, router, api::MAX_BODY_BYTES, stop.clone()));
-        let client = http::client(std::time::Duration::from_secs(20)).unwrap();
-        Self { base, client, _stop: stop.drop_guard() }
-    }
-
-    async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
-        let request = self.client.post(format!("{}/api/monitor/{path}", self.base)).body(body);
-        answer(request.send().await.unwrap()).await
-    }
-
-    async fn get(&self, path: &str) -> (StatusCode, Value) {
-        let request = self.client.get(format!("{}{path}", self.base));
-        answer(request.send().await.unwrap()).await
-    }
-}
-
-fn error(value: &Value) -> &str {
-    value["error"].as_str().unwrap_or_else(|| panic!("no error in {value}"))
-}
+use crate::support::{Api, announcement, at, error, heartbeat};
 
 /// A window that lies in the past, so that a sweep closes it.
 fn window() -> Window {

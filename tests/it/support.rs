@@ -1,12 +1,14 @@
 //! What the tests stand on: shared servers, a ground of one's own in them, and processes.
 
+mod api;
 mod ground;
 mod process;
 mod proxy;
 mod scrape;
 mod servers;
 
-pub use ground::{Ground, pool};
+pub use api::{Api, error};
+pub use ground::{Ground, monitor_at, pool};
 pub use process::{Process, free_address, run};
 pub use proxy::Proxy;
 pub use scrape::Scrape;

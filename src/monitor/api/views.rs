@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::ser::Serializer;
 use uuid::Uuid;
 
+use super::params::BAD_CURSOR;
 use crate::monitor::explain::{Explained, ExplainedSlot};
 use crate::monitor::ingest::Outcome;
 use crate::monitor::repository::{Position, SlotEvent, StatusChange};
@@ -130,15 +131,15 @@ impl Serialize for Position {
 }
 
 impl FromStr for Position {
-    type Err = String;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (from, id) = text.split_once('-').unwrap_or_default();
         match (from.parse(), id.parse()) {
             (Ok(micros), Ok(id)) if Timestamp::is_usable(micros) => {
                 Ok(Self { from: Timestamp::from_micros(micros), id })
             }
-            _ => Err("must be the `next` of an earlier answer".to_owned()),
+            _ => Err(BAD_CURSOR),
         }
     }
 }
@@ -195,8 +196,9 @@ impl From<ExplainedSlot> for SlotView {
     }
 }
 
+/// What is stored of a slot.
 #[derive(Debug, Serialize)]
-struct EventView {
+pub(super) struct EventView {
     timestamp: Timestamp,
     error_message: Option<String>,
     cause: Option<String>,

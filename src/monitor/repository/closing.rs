@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 
+use super::counting::mark_uncounted;
 use super::obstacles::WITHOUT_OBSTACLE;
 use super::windows::counts;
 use super::{chunks, push_list};
@@ -49,7 +50,9 @@ pub(in crate::monitor) async fn close(
             query.build().execute(&mut *connection).await?;
         }
     }
-    remember(connection, windows, now).await
+    remember(connection, windows, now).await?;
+    let ids: Vec<i64> = windows.iter().map(|(id, _)| *id).collect();
+    mark_uncounted(connection, &ids).await
 }
 
 /// Counts a closed window again, after heartbeats arrived for slots that it was missing, or after
@@ -89,6 +92,7 @@ pub(in crate::monitor) async fn revise_closed(
     .bind(id)
     .execute(&mut *connection)
     .await?;
+    mark_uncounted(connection, &[id]).await?;
     if status_before == status && was_unobserved == counts.cause().is_some() {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 
+use super::counting::mark_uncounted;
 use super::{chunks, push_list};
 use crate::db;
 use crate::monitor::ingest::Arrival;
@@ -102,13 +103,16 @@ pub(in crate::monitor) async fn insert_events(
     insert(connection, "events", ON_EVENT_EXISTS, &rows).await
 }
 
-/// Writes heartbeats that lie outside of their window's slots.
+/// Writes heartbeats that lie outside of their window's slots. Their windows are to be counted also
+/// if they are open: they may be closing now.
 pub(in crate::monitor) async fn insert_unscheduled(
     connection: &mut db::Connection,
     rows: &BTreeMap<(i64, i64), EventRow>,
-) -> Result<u64, db::Error> {
+) -> Result<(), db::Error> {
+    let windows: BTreeSet<i64> = rows.keys().map(|(id, _)| *id).collect();
     let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, *slot, row)).collect();
-    insert(connection, "unscheduled_events", ON_UNSCHEDULED_EXISTS, &rows).await
+    insert(connection, "unscheduled_events", ON_UNSCHEDULED_EXISTS, &rows).await?;
+    mark_uncounted(connection, &Vec::from_iter(windows)).await
 }
 
 async fn insert(
@@ -269,7 +273,7 @@ pub(in crate::monitor) async fn slot_events(
     rows.iter().map(slot_event).collect()
 }
 
-fn slot_event(row: &MySqlRow) -> Result<(u32, SlotEvent), db::Error> {
+pub(super) fn slot_event(row: &MySqlRow) -> Result<(u32, SlotEvent), db::Error> {
     let event = SlotEvent {
         status: row.try_get("status")?,
         report_timestamp: row.try_get::<DateTime<Utc>, _>("report_timestamp")?.into(),
@@ -284,7 +288,7 @@ fn slot_event(row: &MySqlRow) -> Result<(u32, SlotEvent), db::Error> {
     Ok((slot_number(row.try_get("slot")?)?, event))
 }
 
-fn slot_number(slot: i32) -> Result<u32, db::Error> {
+pub(super) fn slot_number(slot: i32) -> Result<u32, db::Error> {
     u32::try_from(slot)
         .map_err(|_| db::Error::bad_row(format!("table events, column slot: {slot} is negative")))
 }

@@ -57,25 +57,7 @@ impl Ground {
 
     /// A monitor's state on this ground, with a grace of 2 s.
     pub async fn monitor(&self) -> Monitor {
-        let url: DatabaseUrl = self.monitor_url.parse().unwrap();
-        let pool = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
-        db::migrate(&pool, &db::MONITOR_SCHEMA, "monitor database").await.unwrap();
-        let audit: DatabaseUrl = self.payments_url.parse().unwrap();
-        Monitor {
-            pool,
-            audits: Audits::new(&[audit]),
-            default_tick: Tick::DEFAULT,
-            grace: Duration::from_secs(2),
-            replay_grace: Duration::from_secs(30),
-            max_hold: Duration::from_mins(10),
-            admin_token: None,
-            window_cache: Arc::default(),
-            arrivals: Arc::default(),
-            lookups: Arc::default(),
-            wake_sweep: Arc::default(),
-            readiness: Readiness::default(),
-            metrics: Arc::default(),
-        }
+        monitor_at(&self.monitor_url, &self.payments_url).await
     }
 
     /// A payments service's state on this ground.
@@ -142,6 +124,29 @@ impl Ground {
         let patient =
             redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
         client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
+    }
+}
+
+/// A monitor's state on a database, with a grace of 2 s, that reads an audit.
+pub async fn monitor_at(monitor_url: &str, audit_url: &str) -> Monitor {
+    let url: DatabaseUrl = monitor_url.parse().unwrap();
+    let pool = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
+    db::migrate(&pool, &db::MONITOR_SCHEMA, "monitor database").await.unwrap();
+    let audit: DatabaseUrl = audit_url.parse().unwrap();
+    Monitor {
+        pool,
+        audits: Audits::new(&[audit]),
+        default_tick: Tick::DEFAULT,
+        grace: Duration::from_secs(2),
+        replay_grace: Duration::from_secs(30),
+        max_hold: Duration::from_mins(10),
+        admin_token: None,
+        window_cache: Arc::default(),
+        arrivals: Arc::default(),
+        lookups: Arc::default(),
+        wake_sweep: Arc::default(),
+        readiness: Readiness::default(),
+        metrics: Arc::default(),
     }
 }
 

@@ -1,0 +1,248 @@
+//! What the monitor is asked: events, totals, days and services, page by page.
+
+use std::time::Duration;
+
+use heartbeat::clock;
+use heartbeat::monitor::{Monitor, counting, ingest, sweep};
+use heartbeat::wire::{Announcement, Heartbeat, Rates, Status, Tick, Timestamp, Window};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{Api, Ground, announcement, entry_id, error, heartbeat};
+
+/// A window of a service with so many slots of 10 s.
+fn window(service: &str, from: Timestamp, slots: i64) -> Window {
+    let to = from.plus_micros(slots * Tick::DEFAULT.micros());
+    let service = service.parse().unwrap();
+    Window::new(Uuid::new_v4(), service, (from, to), Tick::DEFAULT, Rates::default()).unwrap()
+}
+
+/// Three windows of two services: `a` 20 and 10 minutes ago, of which slot 1 says that it fails and
+/// slot 2 is missing, and `b` now, which is open.
+async fn three_windows(monitor: &Monitor) -> [Window; 3] {
+    let now = clock::now();
+    let ago = |minutes| now.minus(Duration::from_mins(minutes));
+    let windows = [window("a", ago(20), 3), window("a", ago(10), 3), window("b", ago(1), 60)];
+    let told = windows.iter().map(announcement).collect();
+    ingest::announce(monitor, told, now).await.unwrap();
+    for window in &windows {
+        let sent = |slot: u32| Heartbeat {
+            stream_id: Some(entry_id(window.due(slot).plus(Duration::from_millis(100)))),
+            ..heartbeat(window, slot)
+        };
+        let failing = Heartbeat { status: Status::Error(Some("boom".to_owned())), ..sent(1) };
+        let at = window.due(1).plus(Duration::from_millis(250));
+        ingest::ingest(monitor, vec![sent(0), failing], at).await.unwrap();
+    }
+    sweep::sweep_all(monitor, now).await.unwrap();
+    counting::count_all(monitor, now).await.unwrap();
+    windows
+}
+
+fn listed(page: &Value) -> Vec<(String, i64, String)> {
+    let events = page["events"].as_array().unwrap_or_else(|| panic!("no events in {page}"));
+    let listed = events.iter().map(|event| {
+        let text = |name: &str| event[name].as_str().unwrap().to_owned();
+        (text("window_uuid"), event["slot"].as_i64().unwrap(), text("status"))
+    });
+    listed.collect()
+}
+
+#[tokio::test]
+async fn events_are_listed_page_by_page_the_newest_first() {
+    let api = Api::new().await;
+    let [oldest, older, open] = three_windows(&api.monitor).await;
+    let (status, all) = api.get("/api/monitor/events").await;
+    assert_eq!((status, &all["next"]), (StatusCode::OK, &Value::Null));
+    let row =
+        |window: &Window, slot, status: &str| (window.uuid.to_string(), slot, status.to_owned());
+    let expected = [
+        row(&open, 1, "error"),
+        row(&open, 0, "ok"),
+        row(&older, 2, "missing"),
+        row(&older, 1, "error"),
+        row(&older, 0, "ok"),
+        row(&oldest, 2, "missing"),
+        row(&oldest, 1, "error"),
+        row(&oldest, 0, "ok"),
+    ];
+    assert_eq!(listed(&all), expected);
+    let event = &all["events"][3];
+    assert_eq!((&event["service"], &event["error_message"]), (&json!("a"), &json!("boom")));
+    assert_eq!((&event["late"], &event["deliveries"]), (&json!(false), &json!(1)));
+    assert_eq!((&event["conflicts"], &event["cause"]), (&json!(0), &Value::Null));
+    assert!(event["stream_id"].is_string() && event["recorded_at"].is_string());
+    assert_eq!(event["timestamp"], older.due(1).to_string());
+    for limit in 1..=8 {
+        let mut found = Vec::new();
+        let mut path = format!("/api/monitor/events?limit={limit}");
+        loop {
+            let (_, page) = api.get(&path).await;
+            found.extend(listed(&page));
+            let Some(next) = page["next"].as_str() else { break };
+            path = format!("/api/monitor/events?limit={limit}&cursor={next}");
+        }
+        assert_eq!(found, expected, "limit {limit}");
+    }
+}
+
+#[tokio::test]
+async fn events_are_filtered() {
+    let api = Api::new().await;
+    let [oldest, older, open] = three_windows(&api.monitor).await;
+    let (from, to) = (older.due(1), older.due(2).plus_micros(1));
+    for (query, expected) in [
+        ("service=b".to_owned(), 2),
+        ("service=nobody".to_owned(), 0),
+        ("status=missing".to_owned(), 2),
+        ("status=ERROR&service=a".to_owned(), 2),
+        ("status=ok".to_owned(), 3),
+        (format!("window_uuid={}", oldest.uuid), 3),
+        (format!("window_uuid={}&service=b", oldest.uuid), 0),
+        (format!("window_uuid={}&status=missing", open.uuid), 0),
+        (format!("window_uuid={}", Uuid::new_v4()), 0),
+        (format!("from={from}&to={to}"), 2),
+        (format!("from={}", open.due(1)), 1),
+        (format!("to={}", oldest.due(1)), 1),
+        (format!("from={}&status=error&service=a", oldest.due(2)), 1),
+    ] {
+        let (status, page) = api.get(&format!("/api/monitor/events?{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{query}: {page}");
+        assert_eq!(listed(&page).len(), expected, "{query}: {page}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_is_refused_by_name() {
+    let api = Api::new().await;
+    for (query, expected) in [
+        ("events?status=late", "status must be ok, error or missing"),
+        ("events?service=%20", "service must be"),
+        ("events?window_uuid=7", "window_uuid must be a UUID"),
+        ("events?from=soon", "from must be an ISO 8601 time"),
+        ("events?to=2026-13-01T00:00:00Z", "to must be"),
+        ("events?from=2026-11-21T10:00:00Z&to=2026-11-21T10:00:00Z", "from must be before to"),
+        ("events?limit=0", "limit must be from 1 to 500"),
+        ("events?limit=many", "limit"),
+        ("events?cursor=1-2", "cursor must be the `next` of an earlier answer"),
+        ("events?slot=1", "slot"),
+        ("summary?period=2h", "period must be 1h, 24h or 7d"),
+        ("summary?service=", "service must be"),
+        ("stats/daily?from=2026-11-21T10:00:00Z", "from must be a day of UTC such as"),
+        ("stats/daily?from=2026-11-22&to=2026-11-21", "from must be before to"),
+        ("stats/daily?cursor=x", "cursor must be"),
+        ("stats/daily?limit=501", "limit must be from 1 to 500"),
+        ("services?limit=101", "limit must be from 1 to 100"),
+        ("services?cursor=*", "cursor must be"),
+    ] {
+        let (status, body) = api.get(&format!("/api/monitor/{query}")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {body}");
+        assert!(error(&body).contains(expected), "{query}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_summary_adds_up_what_closed_windows_say() {
+    let api = Api::new().await;
+    three_windows(&api.monitor).await;
+    for query in ["", "?period=1h", "?period=7d&service=a"] {
+        let (status, shown) = api.get(&format!("/api/monitor/summary{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{shown}");
+        let open = i64::from(!query.contains("service"));
+        assert_eq!(shown["windows"], json!({"open": open, "closed": 0, "alert": 2}), "{query}");
+        for (name, expected) in [
+            ("expected_reports", json!(6)),
+            ("received_reports", json!(4)),
+            ("error_reports", json!(2)),
+            ("missing_reports", json!(2)),
+            ("unobserved_reports", json!(0)),
+            ("late_reports", json!(0)),
+            ("unscheduled_reports", json!(0)),
+            ("error_rate", json!(0.5)),
+            ("missing_rate", json!(1.0 / 3.0)),
+            ("verdicts", json!({"on_time": 4, "unknown": 2})),
+            ("rebuilding", json!(false)),
+        ] {
+            assert_eq!(shown[name], expected, "{query} {name}: {shown}");
+        }
+        // Slot 0 took 10.25 s, slot 1 took 0.25 s: each is rounded up by 6 % at the most.
+        let seconds = |name: &str| shown["delivery_latency_seconds"][name].as_f64().unwrap();
+        assert!((0.25..0.27).contains(&seconds("p50")), "{shown}");
+        assert!((10.25..10.9).contains(&seconds("p99")), "{shown}");
+    }
+    let (_, none) = api.get("/api/monitor/summary?service=nobody").await;
+    assert_eq!((&none["expected_reports"], &none["error_rate"]), (&json!(0), &Value::Null));
+    assert_eq!(none["delivery_latency_seconds"]["p99"], Value::Null);
+}
+
+#[tokio::test]
+async fn days_are_listed_by_service_and_can_be_counted_anew() {
+    let token = "a-token-of-many-characters";
+    let monitor = Ground::new().await.monitor().await;
+    let api = Api::of(Monitor { admin_token: Some(token.parse().unwrap()), ..monitor }).await;
+    let midnight = clock::now().minus(Duration::from_hours(72));
+    let begin = heartbeat::monitor::totals::Span::Day.begin(midnight);
+    let over_midnight = begin.plus(Duration::from_hours(24)).minus(Duration::from_secs(20));
+    for service in ["a", "b"] {
+        // Two slots of the first day, and one of the second.
+        let told = Announcement { ..announcement(&window(service, over_midnight, 3)) };
+        ingest::announce(&api.monitor, vec![told], clock::now()).await.unwrap();
+    }
+    sweep::sweep_all(&api.monitor, clock::now()).await.unwrap();
+    counting::count_all(&api.monitor, clock::now()).await.unwrap();
+    let pages = async |filter: &str| {
+        let (mut found, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/api/monitor/stats/daily?limit=1{filter}{cursor}");
+            let (status, page) = api.get(&path).await;
+            assert_eq!(status, StatusCode::OK, "{page}");
+            found.extend(page["days"].as_array().unwrap().iter().map(|day| {
+                (day["day"].clone(), day["service"].clone(), day["missing_reports"].clone())
+            }));
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return found,
+            }
+        }
+    };
+    let day = |days: u64| begin.plus(Duration::from_hours(24 * days)).to_string()[..10].to_owned();
+    let row =
+        |days, service: &str, missing: i64| (json!(day(days)), json!(service), json!(missing));
+    let all = [row(1, "a", 1), row(1, "b", 1), row(0, "a", 2), row(0, "b", 2)];
+    assert_eq!(pages("").await, all);
+    assert_eq!(pages("&service=b").await, [row(1, "b", 1), row(0, "b", 2)]);
+    assert_eq!(pages(&format!("&from={}", day(1))).await, all[..2]);
+    assert_eq!(pages(&format!("&to={}", day(1))).await, all[2..]);
+
+    assert_eq!(api.post("stats/rebuild", "").await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(api.post_as("stats/rebuild", token).await.0, StatusCode::ACCEPTED);
+    let (_, shown) = api.get("/api/monitor/summary?period=7d").await;
+    assert_eq!((&shown["rebuilding"], &shown["expected_reports"]), (&json!(true), &json!(0)));
+    counting::count_all(&api.monitor, clock::now()).await.unwrap();
+    assert_eq!(pages("").await, all);
+}
+
+#[tokio::test]
+async fn services_are_listed_with_what_is_known_of_each() {
+    let api = Api::new().await;
+    let [_, older, open] = three_windows(&api.monitor).await;
+    let (status, first) = api.get("/api/monitor/services?limit=1").await;
+    assert_eq!((status, &first["next"]), (StatusCode::OK, &json!("a")));
+    let a = &first["services"][0];
+    assert_eq!((&a["service"], &a["open_window"]), (&json!("a"), &Value::Null));
+    assert_eq!(a["last_heartbeat"]["timestamp"], older.due(1).to_string());
+    assert_eq!(a["success_rate"], json!(1.0 / 3.0));
+    // Entries of the stream know milliseconds only.
+    let skew = |name: &str| a["clock_skew"][name].as_f64().unwrap();
+    assert!((0.099..=0.1).contains(&skew("sender_behind_stream_seconds")), "{a}");
+    assert!((0.15..=0.151).contains(&skew("stream_behind_monitor_seconds")), "{a}");
+    let (_, second) = api.get("/api/monitor/services?limit=1&cursor=a").await;
+    assert_eq!(second["next"], Value::Null);
+    let b = &second["services"][0];
+    assert_eq!((&b["service"], &b["success_rate"]), (&json!("b"), &Value::Null));
+    assert_eq!(b["open_window"]["window_uuid"], open.uuid.to_string());
+    assert_eq!(b["last_heartbeat"]["timestamp"], open.due(1).to_string());
+    let (_, none) = api.get("/api/monitor/services?cursor=b").await;
+    assert_eq!(none, json!({"services": [], "next": null}));
+}
