@@ -100,7 +100,7 @@ pub struct RelayArgs {
     pub batch_size: u32,
 
     /// Most requests at a time; there are fewer while the monitor cannot take so many
-    #[arg(long, env = "CONCURRENCY", default_value = "8", value_name = "NUMBER",
+    #[arg(long, env = "CONCURRENCY", default_value = "16", value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=64))]
     pub concurrency: u32,
 

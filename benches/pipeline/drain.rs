@@ -35,6 +35,7 @@ pub async fn backlog(
 ) -> f64 {
     let mut redis = ground.redis().await;
     load::fill(&mut redis, stream, &load::windows(windows, SLOTS)).await;
+    load::rewritten(&mut redis).await;
     let before = database.count("SELECT COUNT(*) FROM events").await;
     let mut monitors = Vec::new();
     for _ in 0..pairs {

@@ -67,6 +67,18 @@ pub async fn write(redis: &mut MultiplexedConnection, key: &str, payloads: &[Str
     }
 }
 
+/// Waits until Redis has rewritten its log, as it does after so much was written to it at once.
+pub async fn rewritten(redis: &mut MultiplexedConnection) {
+    let is_rewriting = ["aof_rewrite_in_progress:1", "aof_rewrite_scheduled:1"];
+    loop {
+        let info: String = redis::cmd("INFO").arg("persistence").query_async(redis).await.unwrap();
+        if !is_rewriting.iter().any(|sign| info.contains(sign)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Waits until the relays' group has read and acknowledged everything in both streams.
 pub async fn drained(redis: &mut MultiplexedConnection, stream: &str) {
     for key in [format!("{{{stream}}}:windows"), stream.to_owned()] {

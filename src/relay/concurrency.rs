@@ -162,6 +162,7 @@ mod tests {
         assert!(waiting.await.is_err(), "the one that came free is gone");
         drop(second);
         assert!(concurrency.place().await.is_some(), "the last one stays");
+        assert_eq!(concurrency.free_places(9).len(), 1, "it is free again");
     }
 
     proptest! {

@@ -21,8 +21,9 @@ use crate::stream::{Entry, Source, StreamError, StreamId};
 /// What one read should bring at the most, in bytes. Redis counts entries only, so that the size of
 /// those to come is guessed from the largest seen lately.
 const READ_BYTES: usize = 8 * 1024 * 1024;
-/// Most batches of one read.
-const MAX_SLOTS_PER_READ: usize = 8;
+/// Most batches of one read. A Redis that keeps everything writes to its disk after each read, which
+/// takes as long for many entries as for a few.
+const BATCHES_PER_READ: usize = 8;
 /// Pause after Redis failed.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -76,7 +77,7 @@ impl Consumer {
         let mut pending_after = Some([StreamId::default(); 2]);
         while let Some(slot) = self.slot().await {
             let mut slots = vec![slot];
-            slots.extend(self.delivery.concurrency.free_places(MAX_SLOTS_PER_READ - 1));
+            slots.extend(self.delivery.concurrency.free_places(BATCHES_PER_READ - 1));
             match self.read_once(slots, pending_after).await {
                 Ok(next) => {
                     backoff.reset();
@@ -202,7 +203,9 @@ impl Consumer {
             self.largest.store(largest.max(before / 2), Ordering::Relaxed);
         }
         let entries = self.delivery.held.take(entries);
-        for (entries, slot) in batches(entries, self.limits.batch_size).into_iter().zip(slots) {
+        let batches = batches(entries, self.limits.batch_size);
+        debug_assert!(batches.len() <= slots.len(), "no more is read than there are slots for");
+        for (entries, slot) in batches.into_iter().zip(slots) {
             let delivery = Arc::clone(&self.delivery);
             self.deliveries.spawn(async move {
                 delivery.deliver(entries, slot).await;
@@ -244,6 +247,20 @@ fn ids_after([windows, heartbeats]: [StreamId; 2], entries: &[Entry]) -> [Stream
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn batches_have_at_most_so_many_of_either_stream_and_lose_nothing() {
+        let entry =
+            |source| Entry { source, id: StreamId::default(), payload: None, is_deleted: false };
+        let mut entries = vec![entry(Source::Windows); 5];
+        entries.extend(vec![entry(Source::Heartbeats); 8]);
+        let counts: Vec<_> = batches(entries, 3)
+            .iter()
+            .map(|batch| Source::ALL.map(|of| batch.iter().filter(|e| e.source == of).count()))
+            .collect();
+        assert_eq!(counts, [[3, 3], [2, 3], [0, 2]]);
+        assert!(batches(Vec::new(), 3).is_empty());
+    }
 
     #[test]
     fn large_entries_are_read_a_few_at_a_time() {

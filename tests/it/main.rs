@@ -27,6 +27,7 @@ mod forward;
 mod guards;
 mod ingest;
 mod local;
+mod lookups;
 mod metrics;
 mod monitor_api;
 mod outage;
