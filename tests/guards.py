@@ -120,8 +120,8 @@ GUARDS = [
         "never give up a read",
         "abandoned reads",
         "src/relay/consume.rs",
-        "let entries = group.read_new(self.count()).await?;",
-        "let reading = group.read_new(self.count());\n"
+        "let entries = group.read_new(self.count(slots.len())).await?;",
+        "let reading = group.read_new(self.count(slots.len()));\n"
         "            let entries = tokio::time::timeout(Duration::from_millis(200), reading)\n"
         "                .await\n"
         "                .unwrap_or(Ok(Vec::new()))?;",
@@ -241,16 +241,16 @@ GUARDS = [
         "what is remembered is forgotten in time",
         "group commit",
         "src/monitor/window_cache.rs",
-        "(*read_at <= now && now < read_at.plus(FRESH_FOR))",
-        "(*read_at <= now || now < read_at.plus(FRESH_FOR))",
+        "known.read_at <= now && now < known.read_at.plus(FRESH_FOR)",
+        "known.read_at <= now || now < known.read_at.plus(FRESH_FOR)",
         "it ingest::what_is_remembered_of_windows_is_forgotten_after_a_failure_and_in_time",
     ),
     Guard(
         "a shared question that is never answered ends",
         "group commit",
         "src/monitor/lookups.rs",
-        "db::patiently(repository::find_windows(&pool, &uuids))",
-        "repository::find_windows(&pool, &uuids)",
+        "db::patiently(look_up(&monitor, &lookups))",
+        "look_up(&monitor, &lookups)",
         "it database::what_is_never_answered_does_not_hold_up_those_who_come_next",
     ),
     Guard(
