@@ -34,6 +34,10 @@ use crate::verdict::Verdict;
 /// What a person calls the senders' database.
 const DATABASE: &str = "payments database";
 
+/// Where its address is given.
+const OPTION: &str = "--payments-database-url";
+/// What the monitor says of a window whose audit it has read.
+const KNOWN: &str = "known";
 /// Options of `explain --repair`.
 #[derive(Args, Clone, Debug)]
 pub struct RepairArgs {
@@ -159,7 +163,7 @@ fn say_what_is_left_alone(account: &Account) {
 /// Opens the audit and the streams, and makes sure that they are those.
 async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Place> {
     let Some(url) = &args.payments_database_url else {
-        bail!("--payments-database-url is missing: the audit is in that database");
+        bail!("{OPTION} is missing: the audit is in that database");
     };
     let patience = args.start.connect_timeout;
     let redis = args.stream.url()?;
@@ -167,7 +171,7 @@ async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Place> {
     link.wait_until_ready(&redis, patience).await?;
     let producer = Producer::new(link, args.stream.stream_name.clone());
     check_redis(monitor, &producer, &args.stream.stream_name).await?;
-    let pool = db::connect(url, DATABASE, patience).await.context("--payments-database-url")?;
+    let pool = db::connect(url, (DATABASE, OPTION), patience).await?;
     if !repository::is_audit(&pool).await.context("looking for the audit")? {
         bail!("{url} holds no audit: it has no tables report_windows and report_audit");
     }
