@@ -5,7 +5,8 @@ use std::time::Duration;
 use heartbeat::monitor::window::{StoredWindow, UNOBSERVED, WindowStatus};
 use heartbeat::monitor::{Monitor, ingest, latest_windows, pipeline, sweep};
 use heartbeat::wire::{
-    Announcement, DeadLetterReport, PipelineReport, Suspect, SuspectReport, Timestamp, Window,
+    Announcement, DeadLetterReport, Heartbeat, PipelineReport, Suspect, SuspectReport, Timestamp,
+    Window,
 };
 
 use crate::support::{Ground, START, announcement, at, entry_id, heartbeat, report, window};
@@ -106,6 +107,37 @@ async fn the_senders_clock_moves_the_end_of_its_windows() {
 
 #[tokio::test]
 async fn a_window_first_seen_directly_belongs_to_the_stream_once_it_comes_that_way() {
+/// What was lost is sent again days later, one heartbeat after the other.
+#[tokio::test]
+async fn a_window_that_is_sent_again_days_later_stays_open_until_it_has_arrived() {
+    let monitor = Ground::new().await.monitor().await;
+    let window = window("payments-a", 3);
+    let sent_again = window.from().plus(Duration::from_hours(72));
+    let beat = |slot, at| Heartbeat { stream_id: Some(entry_id(at)), ..heartbeat(&window, slot) };
+    for slot in 0..3 {
+        let at = sent_again.plus_micros(i64::from(slot) * 1_000);
+        pipeline::accept(&monitor, report(at), at).await.unwrap();
+        ingest::ingest(&monitor, vec![beat(slot, at)], at).await.unwrap();
+        assert_eq!(sweep::sweep_all(&monitor, at).await.unwrap(), 0, "slot {slot}");
+    }
+    let over = sent_again.plus(Duration::from_mins(1));
+    pipeline::accept(&monitor, report(over), over).await.unwrap();
+    assert_eq!(sweep::sweep_all(&monitor, over).await.unwrap(), 1);
+    assert_eq!(stored(&monitor, &window).await.status, WindowStatus::Closed);
+}
+
+/// A stamp from long before its window says nothing, and must not keep it open for as long.
+#[tokio::test]
+async fn a_stamp_from_days_before_the_window_moves_no_end() {
+    let monitor = Ground::new().await.monitor().await;
+    let window = window("payments-a", 3);
+    let stamp = window.from().minus(Duration::from_hours(72));
+    let stream_id = Some(entry_id(window.from()));
+    let odd = Heartbeat { stream_id, timestamp: stamp, ..heartbeat(&window, 0) };
+    ingest::ingest(&monitor, vec![odd], window.from()).await.unwrap();
+    assert_eq!(stored(&monitor, &window).await.clock_offset_us, None);
+}
+
     let monitor = Ground::new().await.monitor().await;
     let window = window("payments-a", 3);
     let mut beats = [heartbeat(&window, 0), heartbeat(&window, 1)];
