@@ -581,10 +581,10 @@ GUARDS = [
         "answer after the commit",
         "acknowledge what is committed",
         "src/monitor/ingest.rs",
-        "    let stored = store(monitor, batch, now).await?;\n",
+        "    let written = store(monitor, batch, now).await?;\n",
         "    let monitor = monitor.clone();\n"
         "    tokio::spawn(async move { store(&monitor, batch, now).await });\n"
-        "    let stored = HashMap::new();\n",
+        "    let written = Written::default();\n",
         "it writes::a_heartbeat_is_answered_after_its_commit",
     ),
     Guard(
@@ -811,8 +811,8 @@ GUARDS = [
         "late is not lost",
         "late",
         "src/monitor/ingest.rs",
-        "repository::revise_closed(connection, window_id, now).await?;",
-        "let _ = window_id;",
+        "let status = repository::revise_closed(connection, window_id, now).await?;",
+        "let status = None;",
         LATE,
     ),
     Guard(
@@ -843,8 +843,8 @@ GUARDS = [
         "keep each change of status",
         "late",
         "src/monitor/repository/closing.rs",
-        "    if status_before == status && was_unobserved == counts.cause().is_some() {\n",
-        "    if !status_before.is_empty() || was_unobserved {\n",
+        "    if status_before != status || was_unobserved != counts.cause().is_some() {\n",
+        "    if status_before.is_empty() && was_unobserved {\n",
         "it monitor_api::announcements_and_windows_are_shown_slot_by_slot",
     ),
     Guard(
