@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reqwest::Url;
 
-use crate::config::{DatabaseUrl, StartArgs, positive_duration, secret};
+use crate::config::{DatabaseArgs, DatabaseUrl, StartArgs, positive_duration, secret};
 use crate::dead_letters::DeadLettersArgs;
 use crate::explain::{self, ExplainArgs};
 use crate::forget_group::ForgetGroupArgs;
@@ -129,7 +129,9 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
         Schema::Payments => (&db::PAYMENTS_SCHEMA, payments::DATABASE),
         Schema::Monitor => (&db::MONITOR_SCHEMA, monitor::DATABASE),
     };
-    let pool = db::connect(&args.database_url, what, args.start.connect_timeout).await?;
+    let pool =
+        db::connect(&args.database_url, (what, DatabaseArgs::OPTION), args.start.connect_timeout)
+            .await?;
     db::migrate(&pool, schema, what).await?;
     println!("the schema of the {what} is up to date");
     Ok(())

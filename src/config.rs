@@ -70,6 +70,11 @@ pub struct DatabaseArgs {
     pub create_schema_on_startup: bool,
 }
 
+impl DatabaseArgs {
+    /// What a person sets to name the database.
+    pub const OPTION: &str = "--database-url";
+}
+
 /// How long to wait at start for servers that do not answer yet.
 #[derive(Args, Clone, Debug)]
 pub struct StartArgs {

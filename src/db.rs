@@ -65,13 +65,14 @@ fn only_growing(mut schema: Migrator) -> Migrator {
 
 /// Opens a pool and waits until the database answers.
 ///
-/// `what` names the database to a person, such as "monitor database".
+/// `what` names the database to a person, such as "monitor database", and `option` where its
+/// address is given.
 ///
 /// # Errors
 /// A sentence for a person: nobody answers within `patience`, wrong credentials, no such database.
 pub async fn connect(
     url: &DatabaseUrl,
-    what: &str,
+    (what, option): (&str, &str),
     patience: Duration,
 ) -> anyhow::Result<MySqlPool> {
     let pool = pool(url);
@@ -81,10 +82,10 @@ pub async fn connect(
             Ok(()) => return Ok(pool),
             Err(error) if error.class == Class::Configuration => bail!(
                 "the {what} at {url} does not let us in: {error}; check user, password and \
-                 database name in --database-url"
+                 database name in {option}"
             ),
             Err(error) if tokio::time::Instant::now() >= deadline => {
-                bail!("cannot reach the {what} at {url}: {error}; start it, or set --database-url")
+                bail!("cannot reach the {what} at {url}: {error}; start it, or set {option}")
             }
             Err(_) => tokio::time::sleep(START_RETRY).await,
         }
@@ -187,7 +188,7 @@ pub async fn prepare_schema(
     if found < wanted {
         bail!(
             "the schema of the {what} is at version {found} and this program needs {wanted}: run \
-             `heartbeat migrate {}` with the same --database-url, or set \
+             `heartbeat migrate {}` with its address as --database-url, or start its role with \
              CREATE_SCHEMA_ON_STARTUP=true",
             what.trim_end_matches(" database")
         );

@@ -50,7 +50,10 @@ impl Registry {
                 .const_label("version", env!("CARGO_PKG_VERSION"));
         let info = Gauge::with_opts(about).expect(NAMES);
         info.set(1.0);
-        registry.add(info)
+        let registry = registry.add(info);
+        let about = ("heartbeat_uptime_seconds", "Time since this role started.");
+        registry.age(about, &[]).renew();
+        registry
     }
 
     /// A counter.

@@ -173,7 +173,9 @@ pub async fn latest_windows(pool: &MySqlPool, limit: u32) -> Result<Vec<StoredWi
 
 async fn connect(args: &MonitorArgs) -> anyhow::Result<MySqlPool> {
     let DatabaseArgs { database_url, create_schema_on_startup } = &args.database;
-    let pool = db::connect(database_url, DATABASE, args.start.connect_timeout).await?;
+    let pool =
+        db::connect(database_url, (DATABASE, DatabaseArgs::OPTION), args.start.connect_timeout)
+            .await?;
     db::prepare_schema(&pool, &db::MONITOR_SCHEMA, DATABASE, *create_schema_on_startup).await?;
     Ok(pool)
 }

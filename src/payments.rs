@@ -163,7 +163,8 @@ async fn connect(args: &PaymentsArgs) -> anyhow::Result<Payments> {
     let redis = args.stream.url()?;
     let link = Arc::new(Link::new(&redis)?);
     link.wait_until_ready(&redis, patience).await?;
-    let pool = db::connect(&args.database.database_url, DATABASE, patience).await?;
+    let pool = db::connect(&args.database.database_url, (DATABASE, DatabaseArgs::OPTION), patience)
+        .await?;
     let may_change = args.database.create_schema_on_startup;
     db::prepare_schema(&pool, &db::PAYMENTS_SCHEMA, DATABASE, may_change).await?;
     Ok(Payments {

@@ -265,8 +265,8 @@ GUARDS = [
         "a shared question that is never answered ends",
         "group commit",
         "src/monitor/lookups.rs",
-        "db::patiently(look_up(&monitor, &lookups)).await",
-        "look_up(&monitor, &lookups).await",
+        "db::patiently(look_up(&monitor, &lookups))",
+        "look_up(&monitor, &lookups)",
         "it database::what_is_never_answered_does_not_hold_up_those_who_come_next",
     ),
     Guard(
@@ -597,10 +597,10 @@ GUARDS = [
         "answer after the commit",
         "acknowledge what is committed",
         "src/monitor/ingest.rs",
-        "    let stored = store(monitor, batch, now).await?;\n",
+        "    let written = store(monitor, batch, now).await?;\n",
         "    let monitor = monitor.clone();\n"
         "    tokio::spawn(async move { store(&monitor, batch, now).await });\n"
-        "    let stored = HashMap::new();\n",
+        "    let written = Written::default();\n",
         "it writes::a_heartbeat_is_answered_after_its_commit",
     ),
     Guard(
@@ -827,8 +827,8 @@ GUARDS = [
         "late is not lost",
         "late",
         "src/monitor/ingest.rs",
-        "repository::revise_closed(connection, window_id, now).await?;",
-        "let _ = window_id;",
+        "let status = repository::revise_closed(connection, window_id, now).await?;",
+        "let status = None;",
         LATE,
     ),
     Guard(
@@ -859,8 +859,8 @@ GUARDS = [
         "keep each change of status",
         "late",
         "src/monitor/repository/closing.rs",
-        "    if status_before == status && was_unobserved == counts.cause().is_some() {\n",
-        "    if !status_before.is_empty() || was_unobserved {\n",
+        "    if status_before != status || was_unobserved != counts.cause().is_some() {\n",
+        "    if status_before.is_empty() && was_unobserved {\n",
         "it monitor_api::announcements_and_windows_are_shown_slot_by_slot",
     ),
     Guard(
@@ -1160,16 +1160,16 @@ GUARDS = [
         "a repair goes to the Redis of the relays",
         "intent, then outcome",
         "src/explain/repair.rs",
-        "    if !known.contains(&identity) {\n",
-        "    if known.contains(&identity) {\n",
+        "    if known != identity {\n",
+        "    if known == identity {\n",
         "it explain_repair::what_cannot_be_repaired_is_said_and_left_alone",
     ),
     Guard(
         "what was repaired is in transit",
         "intent, then outcome",
         "src/explain/repair/resend.rs",
-        "repository::mark_sent_again(connection, row, *entry, mark).await?;",
-        "let _ = mark;",
+        "repository::mark_sent_again(connection, &entries, sent.redis_mark).await?;",
+        "let _ = entries;",
         "it explain_repair::what_an_old_consumer_has_dropped_is_lost_until_it_is_repaired",
     ),
 ]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use heartbeat::config::DatabaseUrl;
+use heartbeat::config::{DatabaseArgs, DatabaseUrl};
 use heartbeat::db;
 use heartbeat::local::{Engine, Options, Servers};
 use redis::aio::MultiplexedConnection;
@@ -68,7 +68,10 @@ impl Ground {
         scratch.close().await;
         let url = self.servers.database.url(&name);
         let parsed: DatabaseUrl = url.parse().unwrap();
-        let migrating = db::connect(&parsed, "database", Duration::from_secs(5)).await.unwrap();
+        let migrating =
+            db::connect(&parsed, ("database", DatabaseArgs::OPTION), Duration::from_secs(5))
+                .await
+                .unwrap();
         db::migrate(&migrating, &db::MONITOR_SCHEMA, "database").await.unwrap();
         migrating.close().await;
         Database { pool: pool(&url).await, url }

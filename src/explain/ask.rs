@@ -125,6 +125,11 @@ struct Listed {
 #[error("{0}")]
 pub struct NotFound(String);
 
+/// That a monitor cannot tell now, as when it cannot read an audit.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(String);
+
 /// What relays report to a monitor.
 #[derive(Clone, Debug, Deserialize)]
 struct Pipelines {
@@ -135,6 +140,7 @@ struct Pipelines {
 struct Pipeline {
     stream: String,
     redis_identity: String,
+    reported_at: Timestamp,
 }
 
 impl Page {
@@ -218,7 +224,7 @@ impl Monitor {
     /// A window with its slots, also one that only an audit knows.
     ///
     /// # Errors
-    /// [`NotFound`], or a sentence for a person.
+    /// [`NotFound`], [`Unavailable`], or a sentence for a person.
     pub async fn window(&self, uuid: Uuid) -> anyhow::Result<Explained> {
         let heard = format!("windows/{uuid}");
         let unheard = format!("unheard-windows/{uuid}");
@@ -236,14 +242,16 @@ impl Monitor {
         Ok(Explained { facts: self.read(&json)?, json })
     }
 
-    /// Which Redis, and which data, the relays of a stream read.
+    /// Which Redis, and which data, the relays of a stream read, as the group says that reported
+    /// last; one that has gone may have read another. None if none has ever reported.
     ///
     /// # Errors
     /// A sentence for a person.
-    pub async fn redis_identities(&self, stream: &str) -> anyhow::Result<Vec<String>> {
+    pub async fn redis_identity(&self, stream: &str) -> anyhow::Result<Option<String>> {
         let known: Pipelines = self.read(&self.get("pipeline", &[]).await?)?;
         let of_stream = known.pipelines.into_iter().filter(|pipeline| pipeline.stream == stream);
-        Ok(of_stream.map(|pipeline| pipeline.redis_identity).collect())
+        let last = of_stream.max_by_key(|pipeline| pipeline.reported_at);
+        Ok(last.map(|pipeline| pipeline.redis_identity))
     }
 
     async fn get(&self, resource: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
@@ -271,10 +279,11 @@ impl Monitor {
                 let said: String = error.unwrap_or(&text).chars().take(SHOWN_CHARS).collect();
                 let said =
                     format!("the monitor at {} answered {status}: {}", self.url, plain(&said));
-                if status == StatusCode::NOT_FOUND {
-                    return Err(NotFound(said).into());
+                match status {
+                    StatusCode::NOT_FOUND => Err(NotFound(said).into()),
+                    StatusCode::SERVICE_UNAVAILABLE => Err(Unavailable(said).into()),
+                    _ => bail!("{said}"),
                 }
-                bail!("{said}")
             }
         }
     }

@@ -5,7 +5,7 @@ use futures_util::{StreamExt, stream};
 use uuid::Uuid;
 
 use super::WhichArgs;
-use super::ask::{Explained, Monitor, NotFound};
+use super::ask::{Explained, Monitor, NotFound, Unavailable};
 use crate::clock;
 use crate::wire::Timestamp;
 
@@ -29,7 +29,7 @@ pub async fn each(
     }
     let from = clock::now().minus(which.since);
     // Asked first: one that is heard of meanwhile is then met below.
-    let (mut unheard, is_partial) = unheard(monitor, which, from).await?;
+    let (mut unheard, mut is_partial) = unheard(monitor, which, from).await?;
     let mut cursor = None;
     loop {
         let page = monitor.page(which.service.as_ref(), from, cursor.as_deref()).await?;
@@ -41,8 +41,8 @@ pub async fn each(
             break;
         }
     }
-    // Whoever keeps an audit may delete what is old at any time.
-    take_all(monitor, unheard, true, &mut take).await?;
+    // Whoever keeps an audit may delete what is old at any time, or take it away.
+    is_partial |= take_all(monitor, unheard, true, &mut take).await?;
     Ok(is_partial)
 }
 
@@ -65,19 +65,23 @@ async fn unheard(
     }
 }
 
+/// Asks for windows and hands them over. Answers whether there are more that the monitor cannot tell of
+/// now, which can be only where they may be gone.
 async fn take_all(
     monitor: &Monitor,
     uuids: Vec<Uuid>,
     may_be_gone: bool,
     mut take: impl FnMut(&Explained) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
+    let mut is_partial = false;
     let windows = stream::iter(uuids).map(|uuid| monitor.window(uuid));
     let mut windows = windows.buffered(AT_A_TIME);
     while let Some(window) = windows.next().await {
         match window {
             Err(error) if may_be_gone && error.is::<NotFound>() => (),
+            Err(error) if may_be_gone && error.is::<Unavailable>() => is_partial = true,
             window => take(&window?)?,
         }
     }
-    Ok(())
+    Ok(is_partial)
 }

@@ -12,6 +12,7 @@
 
 pub mod resend;
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -33,6 +34,10 @@ use crate::verdict::Verdict;
 
 /// What a person calls the senders' database.
 const DATABASE: &str = "payments database";
+/// Where its address is given.
+const OPTION: &str = "--payments-database-url";
+/// What the monitor says of a window whose audit it has read.
+const KNOWN: &str = "known";
 
 /// Options of `explain --repair`.
 #[derive(Args, Clone, Debug)]
@@ -102,8 +107,12 @@ pub async fn run(
         return Ok(account.exit_code());
     }
     let place = open(monitor, args).await?;
-    if !args.yes && !terminal::confirm(&format!("Send {} again?", counted(lost)))? {
-        bail!("nothing was sent again");
+    if !args.yes {
+        if !terminal::confirm(&format!("Send {} again?", counted(lost)))? {
+            bail!("nothing was sent again");
+        }
+        // A person may have thought for long.
+        check_redis(monitor, &place.producer, &args.stream.stream_name).await?;
     }
     let mut tally = Tally::default();
     let progress = ProgressBar::new(lost);
@@ -115,8 +124,8 @@ pub async fn run(
     Ok(account::exit_code(tally.failed, &account))
 }
 
-/// A window, and how many of its slots were found lost.
-type Damaged = (Uuid, usize);
+/// A window, and its slots that were shown as lost.
+type Damaged = (Uuid, HashSet<u32>);
 
 /// Shows the windows that have lost slots. Answers which, and what all windows add up to.
 async fn look(monitor: &Monitor, which: &WhichArgs) -> anyhow::Result<(Account, Vec<Damaged>)> {
@@ -126,7 +135,8 @@ async fn look(monitor: &Monitor, which: &WhichArgs) -> anyhow::Result<(Account, 
     account.is_partial = gather::each(monitor, which, |window| {
         account.add(&window.facts);
         let Some(text) = printer.window(window) else { return Ok(()) };
-        windows.push((window.facts.window_uuid, window.facts.lost().len()));
+        let lost = window.facts.lost().into_iter().map(|(slot, _)| slot);
+        windows.push((window.facts.window_uuid, lost.collect()));
         terminal::print(&text)
     })
     .await?;
@@ -159,7 +169,7 @@ fn say_what_is_left_alone(account: &Account) {
 /// Opens the audit and the streams, and makes sure that they are those.
 async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Place> {
     let Some(url) = &args.payments_database_url else {
-        bail!("--payments-database-url is missing: the audit is in that database");
+        bail!("{OPTION} is missing: the audit is in that database");
     };
     let patience = args.start.connect_timeout;
     let redis = args.stream.url()?;
@@ -167,7 +177,7 @@ async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Place> {
     link.wait_until_ready(&redis, patience).await?;
     let producer = Producer::new(link, args.stream.stream_name.clone());
     check_redis(monitor, &producer, &args.stream.stream_name).await?;
-    let pool = db::connect(url, DATABASE, patience).await.context("--payments-database-url")?;
+    let pool = db::connect(url, (DATABASE, OPTION), patience).await?;
     if !repository::is_audit(&pool).await.context("looking for the audit")? {
         bail!("{url} holds no audit: it has no tables report_windows and report_audit");
     }
@@ -183,11 +193,10 @@ async fn check_redis(
     stream: &StreamName,
 ) -> anyhow::Result<()> {
     let identity = producer.identity().await.context("asking Redis who it is")?;
-    let known = monitor.redis_identities(stream.reports()).await?;
-    if known.is_empty() {
+    let Some(known) = monitor.redis_identity(stream.reports()).await? else {
         bail!("no relay has told the monitor of stream {stream}: see --stream-name");
-    }
-    if !known.contains(&identity) {
+    };
+    if known != identity {
         bail!(
             "this Redis is not the one whose stream {stream} the relays read, or it was restarted a \
              moment ago: see --redis-url, or try again"
@@ -203,12 +212,18 @@ async fn repair_all(
     tally: &mut Tally,
     progress: &ProgressBar,
 ) -> anyhow::Result<()> {
-    for (uuid, found) in windows {
+    for (uuid, shown) in windows {
         // Asked again: a person may have thought for long, or somebody else repaired it.
-        let window = monitor.window(*uuid).await?;
-        let definition = window.facts.definition().context("reading the monitor's answer")?;
-        let lost = window.facts.lost();
-        tally.not_needed += found.saturating_sub(lost.len()) as u64;
+        let facts = monitor.window(*uuid).await?.facts;
+        if facts.audit != KNOWN {
+            let audit = plain(&facts.audit);
+            bail!("the monitor cannot read the audit of window {uuid} now: it is {audit}");
+        }
+        let definition = facts.definition().context("reading the monitor's answer")?;
+        let mut lost = facts.lost();
+        // Nobody was asked about what is lost since.
+        lost.retain(|(slot, _)| shown.contains(slot));
+        tally.not_needed += shown.len().saturating_sub(lost.len()) as u64;
         for lost in lost.chunks(resend::MOST_SLOTS) {
             let outcomes = resend::send_again(place, &definition, lost).await?;
             for ((slot, entry), outcome) in lost.iter().zip(outcomes) {

@@ -34,15 +34,32 @@ pub(super) async fn is_audit(pool: &MySqlPool) -> Result<bool, db::Error> {
 
 /// The rows of some slots of a window, each named by its number and its entry, and held until the
 /// transaction ends: nobody else sends them again meanwhile.
+///
+/// # Errors
+/// Also when they cannot be written.
 pub(super) async fn hold_rows(
     connection: &mut db::Connection,
     window: Uuid,
     slots: &[(u32, StreamId)],
 ) -> Result<Vec<SentRow>, db::Error> {
+    // What `mark_sent_again` writes is written as it is: a replica, or a user who may only read,
+    // refuses now, and not after the heartbeats were sent.
     let mut query = QueryBuilder::<MySql>::new(
-        "SELECT id, slot, status, timestamp, stream_id FROM report_audit WHERE window_uuid = ",
+        "UPDATE report_audit SET first_stream_id = first_stream_id, stream_id = stream_id, \
+         published_at = published_at, redis_mark = redis_mark, sent_to_queue = sent_to_queue",
     );
-    query.push_bind(window.to_string()).push(" AND (slot IN (");
+    push_which(&mut query, window, slots);
+    query.build().execute(&mut *connection).await?;
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id, slot, status, timestamp, stream_id FROM report_audit",
+    );
+    push_which(&mut query, window, slots);
+    let rows = query.push(" ORDER BY id FOR UPDATE").build().fetch_all(connection).await?;
+    rows.iter().map(sent_row).collect()
+}
+
+fn push_which(query: &mut QueryBuilder<MySql>, window: Uuid, slots: &[(u32, StreamId)]) {
+    query.push(" WHERE window_uuid = ").push_bind(window.to_string()).push(" AND (slot IN (");
     let mut list = query.separated(", ");
     for (slot, _) in slots {
         list.push_bind(*slot);
@@ -52,8 +69,7 @@ pub(super) async fn hold_rows(
     for (_, entry) in slots {
         list.push_bind(entry.to_string());
     }
-    let rows = query.push(")) ORDER BY id FOR UPDATE").build().fetch_all(connection).await?;
-    rows.iter().map(sent_row).collect()
+    query.push("))");
 }
 
 fn sent_row(row: &MySqlRow) -> Result<SentRow, db::Error> {
@@ -71,23 +87,35 @@ fn sent_row(row: &MySqlRow) -> Result<SentRow, db::Error> {
     })
 }
 
-/// Notes that the heartbeat of a row was sent again, as an entry of a Redis, as its sender would.
+/// Notes that the heartbeats of rows were sent again, each as an entry of a Redis, as their sender
+/// would.
 pub(super) async fn mark_sent_again(
     connection: &mut db::Connection,
-    row: i64,
-    entry: StreamId,
+    sent: &[(i64, StreamId)],
     redis_mark: u64,
 ) -> Result<(), db::Error> {
+    if sent.is_empty() {
+        return Ok(());
+    }
     // Assignments run from left to right: the first entry is kept before it is replaced.
-    sqlx::query(
+    let mut query = QueryBuilder::<MySql>::new(
         "UPDATE report_audit SET first_stream_id = COALESCE(first_stream_id, stream_id), \
-         stream_id = ?, published_at = ?, redis_mark = ?, sent_to_queue = TRUE WHERE id = ?",
-    )
-    .bind(entry.to_string())
-    .bind(DateTime::<Utc>::from(entry.written_at()))
-    .bind(redis_mark)
-    .bind(row)
-    .execute(connection)
-    .await?;
+         sent_to_queue = TRUE, redis_mark = ",
+    );
+    query.push_bind(redis_mark).push(", published_at = CASE id");
+    for (id, entry) in sent {
+        let written_at = DateTime::<Utc>::from(entry.written_at());
+        query.push(" WHEN ").push_bind(id).push(" THEN ").push_bind(written_at);
+    }
+    query.push(" END, stream_id = CASE id");
+    for (id, entry) in sent {
+        query.push(" WHEN ").push_bind(id).push(" THEN ").push_bind(entry.to_string());
+    }
+    query.push(" END WHERE id IN (");
+    let mut list = query.separated(", ");
+    for (id, _) in sent {
+        list.push_bind(id);
+    }
+    query.push(")").build().execute(connection).await?;
     Ok(())
 }

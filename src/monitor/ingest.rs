@@ -15,7 +15,7 @@ use super::Monitor;
 use super::batcher::{Batcher, Limits};
 use super::register::{MAX_OPEN_WINDOWS, Sighting, register};
 use super::repository::{self, EventRow, Stored};
-use super::window::StoredWindow;
+use super::window::{StoredWindow, WindowStatus};
 use crate::wire::{Announcement, Heartbeat, Slot, Timestamp, Window};
 use crate::{db, metrics};
 
@@ -129,9 +129,14 @@ async fn take(monitor: &Monitor, arrivals: &[Arrival]) -> Result<Vec<Outcome>, d
     let Some(now) = arrivals.iter().map(|arrival| arrival.at).max() else { return Ok(Vec::new()) };
     let (known, _) = register(monitor, sightings.collect(), now).await?;
     let (batch, places) = Batch::sort(arrivals, &known);
-    let stored = store(monitor, batch, now).await?;
-    let outcomes = outcomes(places, &stored);
+    let written = store(monitor, batch, now).await?;
+    let outcomes = outcomes(places, &written.before);
     monitor.metrics.took(arrivals, &outcomes);
+    for (id, status) in written.settled {
+        let window = known.values().find(|stored| stored.id == id);
+        let service = window.map_or(metrics::OTHER, |stored| stored.window.service.as_str());
+        monitor.metrics.settled(service, status);
+    }
     Ok(outcomes)
 }
 
@@ -213,14 +218,19 @@ fn owned<'k>(
     }
 }
 
-/// Writes a batch in one transaction. Answers what was there before, for rows that were not new.
-async fn store(
-    monitor: &Monitor,
-    batch: Batch,
-    now: Timestamp,
-) -> Result<HashMap<(i64, u32), Stored>, db::Error> {
+/// What a transaction found, and what it has settled.
+#[derive(Debug, Default)]
+struct Written {
+    /// What was there before, for rows that were not new.
+    before: HashMap<(i64, u32), Stored>,
+    /// Windows that were unobserved, and what they are now.
+    settled: Vec<(i64, WindowStatus)>,
+}
+
+/// Writes a batch in one transaction.
+async fn store(monitor: &Monitor, batch: Batch, now: Timestamp) -> Result<Written, db::Error> {
     if batch.scheduled.is_empty() && batch.unscheduled.is_empty() {
-        return Ok(HashMap::new());
+        return Ok(Written::default());
     }
     let batch = Arc::new(batch);
     db::transaction(&monitor.pool, "store heartbeats", move |connection| {
@@ -229,18 +239,20 @@ async fn store(
             repository::insert_unscheduled(connection, &batch.unscheduled).await?;
             let affected = repository::insert_events(connection, &batch.scheduled).await?;
             if affected == batch.scheduled.len() as u64 {
-                return Ok(HashMap::new());
+                return Ok(Written::default());
             }
-            let stored = repository::read_back(connection, &batch.scheduled).await?;
-            let revised: BTreeSet<i64> = stored
+            let before = repository::read_back(connection, &batch.scheduled).await?;
+            let revised: BTreeSet<i64> = before
                 .iter()
                 .filter(|(_, stored)| **stored == Stored::Late)
                 .map(|((window_id, _), _)| *window_id)
                 .collect();
+            let mut settled = Vec::new();
             for window_id in revised {
-                repository::revise_closed(connection, window_id, now).await?;
+                let status = repository::revise_closed(connection, window_id, now).await?;
+                settled.extend(status.map(|status| (window_id, status)));
             }
-            Ok(stored)
+            Ok(Written { before, settled })
         })
     })
     .await

@@ -19,6 +19,8 @@ const REJECTED: usize = 4;
 const STATUSES: [&str; 4] = ["ok", "error", "missing", "unobserved"];
 /// How windows close.
 const RESULTS: [&str; 3] = ["closed", "alert", "unobserved"];
+/// What becomes of windows that were closed as unobserved.
+const SETTLED: [&str; 2] = ["closed", "alert"];
 
 /// The metrics of one monitor.
 #[derive(Debug)]
@@ -47,6 +49,7 @@ struct OfService {
     heartbeats: [IntCounter; OUTCOMES.len()],
     slots: [IntCounter; STATUSES.len()],
     windows: [IntCounter; RESULTS.len()],
+    settled: [IntCounter; SETTLED.len()],
 }
 
 impl Default for Metrics {
@@ -118,10 +121,16 @@ fn by_service(registry: &Registry) -> ByService<OfService> {
     );
     let windows =
         family("heartbeat_monitor_windows_closed_total", "Windows that were closed.", "result");
+    let settled = family(
+        "heartbeat_monitor_windows_settled_total",
+        "Windows that were unobserved, by what they are now that the truth is known.",
+        "result",
+    );
     ByService::new(move |service| OfService {
         heartbeats: each(&heartbeats, service, OUTCOMES),
         slots: each(&slots, service, STATUSES),
         windows: each(&windows, service, RESULTS),
+        settled: each(&settled, service, SETTLED),
     })
 }
 
@@ -181,6 +190,12 @@ impl Metrics {
             (None, _) => 0,
         };
         counters.windows[result].inc();
+    }
+
+    /// Counts a window that was unobserved, by what it is now.
+    pub(super) fn settled(&self, service: &str, status: WindowStatus) {
+        let counters = self.services.of(service);
+        counters.settled[usize::from(status == WindowStatus::Alert)].inc();
     }
 
     /// Notes what the database says of the watermark.

@@ -38,9 +38,7 @@ pub struct Sighting {
 
 impl Sighting {
     fn new(window: &Window, stream_id: Option<StreamId>, offset_us: Option<i64>) -> Self {
-        // A clock that is further off than a day says nothing about when anything is due.
-        let longest = i64::try_from(MAX_CLOCK_AHEAD.as_micros()).unwrap_or(i64::MAX);
-        let clock_offset_us = offset_us.filter(|offset| *offset <= longest);
+        let clock_offset_us = offset_us.filter(|offset| is_believed(window, stream_id, *offset));
         Self { window: window.clone(), via_stream: stream_id.is_some(), clock_offset_us }
     }
 
@@ -65,6 +63,15 @@ impl Sighting {
         stored.status == WindowStatus::Open
             && ((self.via_stream && !stored.via_stream) || is_smaller)
     }
+}
+
+/// Whether an offset says when a window is due. A stamp from more than a day before says nothing,
+/// unless the window had begun by it: then it was sent again long afterwards, or comes from a clock
+/// that is far behind, and is due one length of the window after it was sent, at the latest.
+fn is_believed(window: &Window, stream_id: Option<StreamId>, offset_us: i64) -> bool {
+    let longest = i64::try_from(MAX_CLOCK_AHEAD.as_micros()).unwrap_or(i64::MAX);
+    let stamp = stream_id.map(|entry| entry.written_at().plus_micros(-offset_us));
+    offset_us <= longest || stamp.is_some_and(|stamp| window.from() <= stamp)
 }
 
 /// The smaller of two offsets, as far as they are known.

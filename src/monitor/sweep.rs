@@ -146,17 +146,25 @@ pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, d
 /// When the database does not do its part; then nothing is changed.
 pub async fn settle_once(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
     let rules = monitor.closing_rules(now).await?;
-    db::long_transaction(&monitor.pool, "settle windows", move |connection| {
+    let settled = db::long_transaction(&monitor.pool, "settle windows", move |connection| {
         Box::pin(async move {
             let due_by = rules.by_watermark();
             let windows = repository::claim_unobserved(connection, due_by, STEP.windows).await?;
-            for id in &windows {
-                repository::settle_unobserved(connection, *id, now).await?;
+            let mut settled = Vec::with_capacity(windows.len());
+            for (id, service) in windows {
+                settled.push((service, repository::settle_unobserved(connection, id, now).await?));
             }
-            Ok(windows.len())
+            Ok(settled)
         })
     })
-    .await
+    .await?;
+    for (service, status) in &settled {
+        // One that is missing a slot for certain was an alert before.
+        if let Some(status) = status {
+            monitor.metrics.settled(service, *status);
+        }
+    }
+    Ok(settled.len())
 }
 
 /// Closes every window that may close, on request, and says which are held.

@@ -29,7 +29,7 @@ pub struct Metrics {
     pub announced_again: IntCounter,
     /// Heartbeats that were sent again.
     pub sent_again: IntCounter,
-    /// When this service last looked at Redis and found out all that it wanted to know.
+    /// When this service last saw that Redis holds all that it should.
     pub watch: Age,
     ticks: IntCounterVec,
     failures: IntCounterVec,

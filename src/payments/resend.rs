@@ -80,9 +80,6 @@ pub async fn run(payments: Payments, shutdown: CancellationToken) -> anyhow::Res
                 outcome = watch.look(&payments) => outcome,
                 () = shutdown.cancelled() => return,
             };
-            if outcome.is_ok() {
-                payments.metrics.watch.renew();
-            }
             let shown = outcome.as_ref().map_err(PublishError::advice);
             payments.readiness.note("watching redis", &shown);
             if let Err(error) = outcome {
@@ -184,6 +181,7 @@ impl Watch {
         } else {
             return Ok(());
         }
+        payments.metrics.watch.renew();
         self.store(payments).await
     }
 

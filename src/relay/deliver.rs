@@ -318,8 +318,9 @@ impl Delivery {
         self.held.release(source, &[id]);
     }
 
-    /// Settles messages in Redis, however often it takes. A relay that stops gives up, and answers
-    /// false: they stay pending and are delivered again, which the monitor counts once.
+    /// Settles messages in Redis, however often it takes. Answers false if that was not done: a
+    /// relay that stops gives up, and without the group there is nothing to settle. They are
+    /// delivered again, which the monitor counts once.
     async fn insist(&self, source: Source, settlement: Settlement<'_>) -> bool {
         let mut backoff = Backoff::new(SETTLE_PAUSE.0, SETTLE_PAUSE.1);
         loop {
@@ -330,8 +331,8 @@ impl Delivery {
                 }
             };
             match settled {
-                // Without the group there is nothing left to settle.
-                Ok(()) | Err(StreamError::NoGroup(_)) => return true,
+                Ok(()) => return true,
+                Err(StreamError::NoGroup(_)) => return false,
                 Err(error) => tracing::warn!(%error, "settling messages failed; trying again"),
             }
             if !shutdown::sleep(backoff.next_delay(rand::random()), &self.shutdown).await {

@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, Table};
 use uuid::Uuid;
 
 use super::DATABASES;
+use crate::config::DatabaseArgs;
 use crate::local::Servers;
 use crate::monitor::window::StoredWindow;
 use crate::payments::AuditTotals;
@@ -26,8 +27,9 @@ pub(super) async fn latest_windows(servers: &Servers) -> anyhow::Result<Table> {
     let [payments, monitor] = DATABASES.map(|name| servers.database.url(name).parse());
     let payments = payments.map_err(anyhow::Error::msg)?;
     let monitor = monitor.map_err(anyhow::Error::msg)?;
-    let audit = db::connect(&payments, payments::DATABASE, PATIENCE).await?;
-    let ledger = db::connect(&monitor, monitor::DATABASE, PATIENCE).await?;
+    let audit =
+        db::connect(&payments, (payments::DATABASE, DatabaseArgs::OPTION), PATIENCE).await?;
+    let ledger = db::connect(&monitor, (monitor::DATABASE, DatabaseArgs::OPTION), PATIENCE).await?;
     let mut windows = monitor::latest_windows(&ledger, MOST_WINDOWS).await?;
     windows.reverse();
     let uuids: Vec<Uuid> = windows.iter().map(|window| window.window.uuid).collect();

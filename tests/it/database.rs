@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use heartbeat::config::DatabaseUrl;
+use heartbeat::config::{DatabaseArgs, DatabaseUrl};
 use heartbeat::db;
 use heartbeat::monitor::{Monitor, ingest, latest_windows, lookups};
 use heartbeat::payments;
@@ -181,7 +181,10 @@ async fn what_is_never_answered_does_not_hold_up_those_who_come_next() {
     let url = ground.monitor_tcp_url.replace(at.unwrap(), &proxy.address.to_string());
     let url: DatabaseUrl = url.parse().unwrap();
     let direct = ground.monitor().await;
-    let through = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
+    let through =
+        db::connect(&url, ("monitor database", DatabaseArgs::OPTION), Duration::from_secs(5))
+            .await
+            .unwrap();
     let monitor = Monitor { pool: through, ..direct.clone() };
     let known = window("payments-a", 50);
     ingest::ingest(&monitor, vec![heartbeat(&known, 0)], known.from()).await.unwrap();
@@ -304,7 +307,10 @@ async fn a_schema_that_is_up_to_date_is_only_read() {
     url.set_username(name).unwrap();
     url.set_password(Some("reads-only")).unwrap();
     let url: DatabaseUrl = url.as_str().parse().unwrap();
-    let reader = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
+    let reader =
+        db::connect(&url, ("monitor database", DatabaseArgs::OPTION), Duration::from_secs(5))
+            .await
+            .unwrap();
     db::prepare_schema(&reader, &db::MONITOR_SCHEMA, "monitor database", true).await.unwrap();
     let other = db::prepare_schema(&reader, &db::PAYMENTS_SCHEMA, "payments database", true).await;
     assert!(other.is_err(), "one that is not has to be written");

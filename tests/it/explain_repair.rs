@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
+use heartbeat::config::DatabaseUrl;
 use heartbeat::stream::StreamId;
 use redis::cmd;
 use redis::streams::StreamReadReply;
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
 
 use crate::explain::explain;
 use crate::support::{Ground, Process, answer, eventually, free_address, get, pool, run, shared};
 use crate::verdicts::everything;
 
 /// Options of a monitor that closes windows soon.
-const QUICK: [&str; 6] =
+pub const QUICK: [&str; 6] =
     ["--grace", "100ms", "--sweep-interval", "200ms", "--replay-grace", "500ms"];
 
 /// A service, a monitor that reads its audit, and one window of 20 slots that is sent, and that no
@@ -92,7 +95,7 @@ impl Sent {
     }
 
     /// The last entry that was ever written to the heartbeats' stream.
-    async fn last_entry(&self) -> StreamId {
+    pub async fn last_entry(&self) -> StreamId {
         let mut info = cmd("XINFO");
         info.arg(&["STREAM", self.ground.stream.reports()]);
         let info: redis::streams::StreamInfoStreamReply =
@@ -142,10 +145,13 @@ async fn what_an_old_consumer_has_dropped_is_lost_until_it_is_repaired() {
 /// Whatever does not belong to the window is refused before anything is written.
 async fn refusals(sent: &Sent) {
     let last = sent.last_entry().await;
-    let unknown = uuid::Uuid::nil().to_string();
+    let unknown = Uuid::nil().to_string();
     let elsewhere = Ground::new().await;
     elsewhere.payments("payments-b").await;
     let not_migrated = Ground::new().await;
+    let reader = reads_only(&sent.ground).await;
+    let away = format!("mysql://u:p@{}/d", free_address());
+    let at_once = ["--yes", "--connect-timeout", "100ms"];
     for (arguments, code, expected) in [
         (&[][..], 2, "add --yes"),
         (&["--yes", &unknown], 2, "no window 00000000"),
@@ -156,6 +162,12 @@ async fn refusals(sent: &Sent) {
             &["--yes", "--payments-database-url", &elsewhere.payments_url],
             1,
             "this payments database has no row of it",
+        ),
+        (&["--yes", "--payments-database-url", &reader], 2, "the payments database failed"),
+        (
+            &[&at_once[..], &["--payments-database-url", &away]].concat(),
+            2,
+            "start it, or set --payments-database-url\n",
         ),
         (&["--yes", "--watch"], 2, "cannot be used with"),
         (&["--yes", "--json"], 2, "cannot be used with"),
@@ -170,6 +182,23 @@ async fn refusals(sent: &Sent) {
     assert_eq!(code, 2);
     assert!(err.contains("--payments-database-url"), "{err}");
     assert_eq!(sent.last_entry().await, last);
+}
+
+/// Address of an audit for a user who may not write.
+async fn reads_only(ground: &Ground) -> String {
+    let url: DatabaseUrl = ground.payments_url.parse().unwrap();
+    let name = url.options().get_database().unwrap();
+    let tcp = shared().database_tcp_url(name);
+    let (_, place) = tcp.rsplit_once('@').unwrap();
+    let user = format!("reader_{}", &Uuid::new_v4().simple().to_string()[..12]);
+    let root = pool(&ground.payments_url).await;
+    for statement in [
+        format!("CREATE USER {user}@'%' IDENTIFIED BY 'only-reads'"),
+        format!("GRANT SELECT ON {name}.* TO {user}@'%'"),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&root).await.unwrap();
+    }
+    format!("mysql://{user}:only-reads@{place}")
 }
 
 /// The audit knows both entries and which Redis has the second; the monitor has seen each once.

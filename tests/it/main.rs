@@ -19,6 +19,7 @@ mod database;
 mod dead_letters;
 mod deploy;
 mod explain;
+mod explain_prompt;
 mod explain_repair;
 mod explain_unheard;
 mod explain_watch;

@@ -5,10 +5,13 @@ use std::time::Duration;
 use heartbeat::monitor::window::{StoredWindow, UNOBSERVED, WindowStatus};
 use heartbeat::monitor::{Monitor, ingest, latest_windows, pipeline, sweep};
 use heartbeat::wire::{
-    Announcement, DeadLetterReport, PipelineReport, Suspect, SuspectReport, Timestamp, Window,
+    Announcement, DeadLetterReport, Heartbeat, PipelineReport, Suspect, SuspectReport, Timestamp,
+    Window,
 };
 
-use crate::support::{Ground, START, announcement, at, entry_id, heartbeat, report, window};
+use crate::support::{
+    Api, Ground, START, Scrape, announcement, at, entry_id, heartbeat, report, window,
+};
 
 /// A window that was announced through the stream when it began, by a sender whose clock is right.
 async fn announced(monitor: &Monitor, service: &str, slots: u32) -> Window {
@@ -102,6 +105,37 @@ async fn the_senders_clock_moves_the_end_of_its_windows() {
     let closes_at = window.ends_at().plus(monitor.grace).plus_micros(5_100_000);
     assert_eq!(sweep::sweep_all(&monitor, closes_at.plus_micros(-1)).await.unwrap(), 0);
     assert_eq!(sweep::sweep_all(&monitor, closes_at).await.unwrap(), 1);
+}
+
+/// What was lost is sent again days later, one heartbeat after the other.
+#[tokio::test]
+async fn a_window_that_is_sent_again_days_later_stays_open_until_it_has_arrived() {
+    let monitor = Ground::new().await.monitor().await;
+    let window = window("payments-a", 3);
+    let sent_again = window.from().plus(Duration::from_hours(72));
+    let beat = |slot, at| Heartbeat { stream_id: Some(entry_id(at)), ..heartbeat(&window, slot) };
+    for slot in 0..3 {
+        let at = sent_again.plus_micros(i64::from(slot) * 1_000);
+        pipeline::accept(&monitor, report(at), at).await.unwrap();
+        ingest::ingest(&monitor, vec![beat(slot, at)], at).await.unwrap();
+        assert_eq!(sweep::sweep_all(&monitor, at).await.unwrap(), 0, "slot {slot}");
+    }
+    let over = sent_again.plus(Duration::from_mins(1));
+    pipeline::accept(&monitor, report(over), over).await.unwrap();
+    assert_eq!(sweep::sweep_all(&monitor, over).await.unwrap(), 1);
+    assert_eq!(stored(&monitor, &window).await.status, WindowStatus::Closed);
+}
+
+/// A stamp from long before its window says nothing, and must not keep it open for as long.
+#[tokio::test]
+async fn a_stamp_from_days_before_the_window_moves_no_end() {
+    let monitor = Ground::new().await.monitor().await;
+    let window = window("payments-a", 3);
+    let stamp = window.from().minus(Duration::from_hours(72));
+    let stream_id = Some(entry_id(window.from()));
+    let odd = Heartbeat { stream_id, timestamp: stamp, ..heartbeat(&window, 0) };
+    ingest::ingest(&monitor, vec![odd], window.from()).await.unwrap();
+    assert_eq!(stored(&monitor, &window).await.clock_offset_us, None);
 }
 
 #[tokio::test]
@@ -250,14 +284,37 @@ async fn a_stall_is_recorded_once_and_ends_with_the_next_report() {
     assert_eq!(conditions(&monitor).await, [("stalled".to_owned(), false)]);
 }
 
+/// As unobserved, and again as what it turned out to be.
+async fn each_is_counted_once(monitor: &Monitor) {
+    let api = Api::of(monitor.clone()).await;
+    let scrape = Scrape::of(&format!("{}/metrics", api.base)).await;
+    for (service, closed, settled) in [
+        ("payments-a", [0.0, 0.0, 1.0], [0.0, 1.0]),
+        ("payments-b", [0.0, 1.0, 0.0], [0.0, 0.0]),
+        ("payments-c", [0.0, 0.0, 1.0], [1.0, 0.0]),
+    ] {
+        let counted = |name: &str, result: &str| {
+            let labels = format!("result=\"{result}\",service=\"{service}\"");
+            scrape.get(&format!("heartbeat_monitor_windows_{name}_total{{{labels}}}"))
+        };
+        let found = ["closed", "alert", "unobserved"].map(|result| counted("closed", result));
+        assert_eq!(found, closed, "{service}");
+        assert_eq!(["closed", "alert"].map(|result| counted("settled", result)), settled);
+    }
+}
+
 #[tokio::test]
 async fn what_was_held_too_long_is_closed_as_unobserved_and_settled_when_the_truth_is_known() {
     let monitor =
         Monitor { max_hold: Duration::from_secs(30), ..Ground::new().await.monitor().await };
-    // The watermark stops when the first slot of both windows has been observed.
-    let [kept, broken] =
-        [announced(&monitor, "payments-a", 3).await, announced(&monitor, "payments-b", 3).await];
-    ingest::ingest(&monitor, vec![heartbeat(&kept, 0)], kept.from()).await.unwrap();
+    // The watermark stops when the first slot of all windows has been observed.
+    let [kept, broken, whole] = [
+        announced(&monitor, "payments-a", 3).await,
+        announced(&monitor, "payments-b", 3).await,
+        announced(&monitor, "payments-c", 3).await,
+    ];
+    let first = vec![heartbeat(&kept, 0), heartbeat(&whole, 0)];
+    ingest::ingest(&monitor, first, kept.from()).await.unwrap();
     let observed = kept.due(1).plus(monitor.grace).plus_micros(-1);
     pipeline::accept(&monitor, report(observed), observed).await.unwrap();
 
@@ -265,7 +322,7 @@ async fn what_was_held_too_long_is_closed_as_unobserved_and_settled_when_the_tru
     let now = run(&monitor, over, 34).await;
     assert_eq!(sweep::sweep_all(&monitor, now).await.unwrap(), 0, "held for 29 s");
     let now = run(&monitor, now, 2).await;
-    assert_eq!(sweep::sweep_all(&monitor, now).await.unwrap(), 2);
+    assert_eq!(sweep::sweep_all(&monitor, now).await.unwrap(), 3);
     let unobserved = stored(&monitor, &kept).await;
     assert_eq!(unobserved.status, WindowStatus::Alert);
     assert_eq!((unobserved.counts.missing, unobserved.counts.unobserved), (2, 2));
@@ -276,6 +333,8 @@ async fn what_was_held_too_long_is_closed_as_unobserved_and_settled_when_the_tru
 
     // One of the two arrives; of the other it becomes known that it will not.
     ingest::ingest(&monitor, vec![heartbeat(&kept, 1)], now).await.unwrap();
+    let rest = vec![heartbeat(&whole, 1), heartbeat(&whole, 2)];
+    ingest::ingest(&monitor, rest, now).await.unwrap();
     assert_eq!(sweep::settle_once(&monitor, now).await.unwrap(), 0, "the watermark stands still");
     let later = now.plus(Duration::from_secs(1));
     pipeline::accept(&monitor, report(later), later).await.unwrap();
@@ -285,6 +344,7 @@ async fn what_was_held_too_long_is_closed_as_unobserved_and_settled_when_the_tru
     assert_eq!((settled.counts.received, settled.counts.missing), (2, 1));
     assert_eq!(settled.counts.cause(), None);
     ingest::ingest(&monitor, vec![heartbeat(&kept, 2)], later).await.unwrap();
+    each_is_counted_once(&monitor).await;
     let history: Vec<(String, Option<String>)> = sqlx::query_as(
         "SELECT h.status, h.cause FROM window_history h JOIN windows w ON w.id = h.window_id \
          WHERE w.window_uuid = ? ORDER BY h.id",

@@ -168,6 +168,7 @@ async fn yet_another_redis_gets_everything_once() {
     watch.look(&payments).await.unwrap();
     sent(&payments, 3).await;
     ground.empty_redis().await;
+    payments.metrics.watch.clear();
     let mut other = payments.pool.acquire().await.unwrap();
     sqlx::raw_sql("LOCK TABLES report_windows WRITE").execute(&mut *other).await.unwrap();
     let replacing = async {
@@ -184,7 +185,9 @@ async fn yet_another_redis_gets_everything_once() {
     let looking = tokio::time::timeout(Duration::from_secs(30), watch.look(&payments));
     let (looked, ()) = tokio::join!(looking, replacing);
     looked.expect("it ends").unwrap();
+    assert_eq!(payments.metrics.watch.seconds(), None, "not all is in the last one");
     watch.look(&payments).await.unwrap();
+    assert!(payments.metrics.watch.seconds().is_some());
     assert_eq!(in_stream(&ground).await, (vec![0, 1, 2], 1), "each is sent to the last one once");
 }
 

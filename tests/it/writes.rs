@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use heartbeat::config::DatabaseUrl;
+use heartbeat::config::{DatabaseArgs, DatabaseUrl};
 use heartbeat::db;
 use heartbeat::monitor::ingest::{self, Outcome};
 use heartbeat::monitor::window::{Counts, WindowStatus};
@@ -125,7 +125,9 @@ async fn a_connection_to_a_server_that_takes_no_writes_is_closed() {
     let url: DatabaseUrl = Ground::new().await.monitor_url.parse().unwrap();
     for error_number in [1290, 1836].repeat(5) {
         // A pool of its own, which has no other connection to lend.
-        let pool = db::connect(&url, "a database", Duration::from_secs(5)).await.unwrap();
+        let pool = db::connect(&url, ("a database", DatabaseArgs::OPTION), Duration::from_secs(5))
+            .await
+            .unwrap();
         let used = connections_after(&pool, error_number).await.unwrap();
         assert_eq!(used.len(), 2, "{error_number}");
         assert_ne!(used[0], used[1], "{error_number}: it was lent again");

@@ -81,21 +81,9 @@ pub(super) async fn send_again(
                 Ok(sent) => sent,
                 Err(error) => return Ok(Err(error)),
             };
-            let mut outcomes = Vec::with_capacity(found.len());
-            for found in found {
-                outcomes.push(match found {
-                    Found::Lost(row, _) => match sent.entries.get(&row) {
-                        Some(entry) => {
-                            let mark = sent.redis_mark;
-                            repository::mark_sent_again(connection, row, *entry, mark).await?;
-                            Outcome::SentAs(*entry)
-                        }
-                        None => Outcome::NoRow,
-                    },
-                    Found::Otherwise(outcome) => outcome,
-                });
-            }
-            Ok(Ok(outcomes))
+            let entries: Vec<_> = found.iter().filter_map(|found| found.entry(sent)).collect();
+            repository::mark_sent_again(connection, &entries, sent.redis_mark).await?;
+            Ok(Ok(found.into_iter().map(|found| found.outcome(sent)).collect()))
         })
     })
     .await
@@ -126,9 +114,12 @@ enum Found {
 
 impl Found {
     fn new(window: &Window, (slot, entry): (u32, StreamId), rows: &[SentRow]) -> Self {
-        let of_slot = |row: &&SentRow| row.slot.map(i64::from) == Some(i64::from(slot));
-        let Some(row) = rows.iter().find(|row| row.stream_id == Some(entry)) else {
-            let other = rows.iter().find(of_slot).and_then(|row| row.stream_id);
+        // A Redis that was emptied may have given an entry of another slot the same id.
+        let of_slot = |row: &&SentRow| row.slot.is_none_or(|of| i64::from(of) == i64::from(slot));
+        let mut of_entry = rows.iter().filter(|row| row.stream_id == Some(entry));
+        let Some(row) = of_entry.find(of_slot) else {
+            let named = |row: &&SentRow| row.slot.is_some() && of_slot(row);
+            let other = rows.iter().find(named).and_then(|row| row.stream_id);
             return Self::Otherwise(other.map_or(Outcome::NoRow, Outcome::SentMeanwhile));
         };
         let status: Status = match row.status.parse() {
@@ -143,5 +134,56 @@ impl Found {
             stream_id: None,
         };
         Self::Lost(row.id, Box::new(heartbeat))
+    }
+
+    /// Its row, and the entry as which it was sent again.
+    fn entry(&self, sent: &Sent) -> Option<(i64, StreamId)> {
+        match self {
+            Self::Lost(row, _) => sent.entries.get(row).map(|entry| (*row, *entry)),
+            Self::Otherwise(_) => None,
+        }
+    }
+
+    fn outcome(self, sent: &Sent) -> Outcome {
+        match (self.entry(sent), self) {
+            (Some((_, entry)), _) => Outcome::SentAs(entry),
+            (None, Self::Otherwise(outcome)) => outcome,
+            (None, Self::Lost(..)) => Outcome::NoRow,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Rates, Tick, Timestamp};
+
+    fn row(id: i64, slot: Option<i32>, entry: &str) -> SentRow {
+        let stream_id = entry.parse().ok();
+        let timestamp = Timestamp::from_micros(1_795_255_200_000_000);
+        SentRow { id, slot, status: "ok".to_owned(), timestamp, stream_id }
+    }
+
+    #[test]
+    fn a_row_is_found_by_its_entry_and_its_slot() {
+        let from = Timestamp::from_micros(1_795_255_200_000_000);
+        let span = (from, from.plus_micros(50_000_000));
+        let service = "payments-a".parse().unwrap();
+        let window =
+            Window::new(uuid::Uuid::nil(), service, span, Tick::DEFAULT, Rates::default()).unwrap();
+        let rows = [
+            row(1, Some(0), "7-1"),
+            row(2, Some(1), "7-1"),
+            row(3, None, "8-1"),
+            row(4, Some(3), "9-1"),
+        ];
+        let found = |slot, entry: &str| Found::new(&window, (slot, entry.parse().unwrap()), &rows);
+        for (slot, entry, expected) in [(0, "7-1", 1), (1, "7-1", 2), (2, "8-1", 3)] {
+            let found = found(slot, entry);
+            assert!(matches!(found, Found::Lost(row, _) if row == expected), "slot {slot}");
+        }
+        let outcome = |slot, entry| found(slot, entry).outcome(&Sent::default());
+        assert_eq!(outcome(3, "7-1"), Outcome::SentMeanwhile("9-1".parse().unwrap()));
+        assert_eq!(outcome(4, "7-1"), Outcome::NoRow);
     }
 }

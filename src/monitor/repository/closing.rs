@@ -56,7 +56,8 @@ pub(in crate::monitor) async fn close(
 }
 
 /// Counts a closed window again, after heartbeats arrived for slots that it was missing, or after
-/// it became known that others will not.
+/// it became known that others will not. Answers its status if it was unobserved before, and is not
+/// any more.
 ///
 /// The lock comes before the count: of two transactions that revise the same window, the second
 /// then sees what the first has changed.
@@ -64,7 +65,7 @@ pub(in crate::monitor) async fn revise_closed(
     connection: &mut db::Connection,
     id: i64,
     now: Timestamp,
-) -> Result<(), db::Error> {
+) -> Result<Option<WindowStatus>, db::Error> {
     let before = sqlx::query(
         "SELECT status, missing_reports, unobserved_reports FROM windows WHERE id = ? FOR UPDATE",
     )
@@ -78,6 +79,7 @@ pub(in crate::monitor) async fn revise_closed(
     let counted = counts(connection, &[id]).await?;
     let (counts, _) = counted.get(&id).copied().unwrap_or((Counts::default(), now));
     let status = counts.verdict().as_sql();
+    let is_settled = was_unobserved && counts.cause().is_none();
     sqlx::query(
         "UPDATE windows SET status = ?, received_reports = ?, error_reports = ?, \
          missing_reports = ?, unobserved_reports = ?, updated_at = ? \
@@ -93,35 +95,36 @@ pub(in crate::monitor) async fn revise_closed(
     .execute(&mut *connection)
     .await?;
     mark_uncounted(connection, &[id]).await?;
-    if status_before == status && was_unobserved == counts.cause().is_some() {
-        return Ok(());
+    if status_before != status || was_unobserved != counts.cause().is_some() {
+        remember(connection, &[(id, counts)], now).await?;
     }
-    remember(connection, &[(id, counts)], now).await
+    Ok(is_settled.then(|| counts.verdict()))
 }
 
-/// Windows of which it is known by now that what could not be observed will not come, locked for
-/// this transaction; none that another transaction holds.
+/// Windows of which it is known by now that what could not be observed will not come, and whose they
+/// are, locked for this transaction; none that another transaction holds.
 pub(in crate::monitor) async fn claim_unobserved(
     connection: &mut db::Connection,
     due_by: Timestamp,
     limit: u32,
-) -> Result<Vec<i64>, db::Error> {
+) -> Result<Vec<(i64, String)>, db::Error> {
     let mut query = QueryBuilder::<MySql>::new(
-        "SELECT id FROM windows WHERE unobserved_reports > 0 AND due_at <= ",
+        "SELECT id, service_name FROM windows WHERE unobserved_reports > 0 AND due_at <= ",
     );
     query.push_bind(DateTime::<Utc>::from(due_by)).push(WITHOUT_OBSTACLE);
     query.push(" ORDER BY unobserved_reports, due_at LIMIT ").push_bind(limit);
     query.push(" FOR UPDATE SKIP LOCKED");
-    Ok(query.build_query_scalar().fetch_all(connection).await?)
+    Ok(query.build_query_as().fetch_all(connection).await?)
 }
 
-/// Notes that what could not be observed of a closed window is missing indeed. A late heartbeat locks
-/// the event first and the window second, so that either of the two may have to be tried again.
+/// Notes that what could not be observed of a closed window is missing indeed. Answers as
+/// [`revise_closed`]. A late heartbeat locks the event first and the window second, so that either
+/// of the two may have to be tried again.
 pub(in crate::monitor) async fn settle_unobserved(
     connection: &mut db::Connection,
     id: i64,
     now: Timestamp,
-) -> Result<(), db::Error> {
+) -> Result<Option<WindowStatus>, db::Error> {
     sqlx::query("UPDATE events SET cause = NULL WHERE window_id = ? AND cause IS NOT NULL")
         .bind(id)
         .execute(&mut *connection)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use heartbeat::config::{DatabaseUrl, RedisUrl};
+use heartbeat::config::{DatabaseArgs, DatabaseUrl, RedisUrl};
 use heartbeat::db;
 use heartbeat::http::Readiness;
 use heartbeat::monitor::Monitor;
@@ -63,7 +63,10 @@ impl Ground {
     /// A payments service's state on this ground.
     pub async fn payments(&self, name: &str) -> Payments {
         let url: DatabaseUrl = self.payments_url.parse().unwrap();
-        let pool = db::connect(&url, "payments database", Duration::from_secs(5)).await.unwrap();
+        let pool =
+            db::connect(&url, ("payments database", DatabaseArgs::OPTION), Duration::from_secs(5))
+                .await
+                .unwrap();
         db::migrate(&pool, &db::PAYMENTS_SCHEMA, "payments database").await.unwrap();
         Payments {
             service: name.parse().unwrap(),
@@ -130,7 +133,10 @@ impl Ground {
 /// A monitor's state on a database, with a grace of 2 s, that reads an audit.
 pub async fn monitor_at(monitor_url: &str, audit_url: &str) -> Monitor {
     let url: DatabaseUrl = monitor_url.parse().unwrap();
-    let pool = db::connect(&url, "monitor database", Duration::from_secs(5)).await.unwrap();
+    let pool =
+        db::connect(&url, ("monitor database", DatabaseArgs::OPTION), Duration::from_secs(5))
+            .await
+            .unwrap();
     db::migrate(&pool, &db::MONITOR_SCHEMA, "monitor database").await.unwrap();
     let audit: DatabaseUrl = audit_url.parse().unwrap();
     Monitor {

@@ -1,7 +1,8 @@
-//! A network that can fall silent, between a role and its server.
+//! A network that can be slow and fall silent, between a role and its server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +19,11 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy in front of a server.
     pub async fn start(server: SocketAddr) -> Self {
+        Self::start_slow(server, Duration::ZERO).await
+    }
+
+    /// One that carries everything so much later, each way.
+    pub async fn start_slow(server: SocketAddr, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let generation = Arc::new(watch::Sender::new(0));
@@ -28,8 +34,8 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(server).await else { continue };
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                tokio::spawn(forward(from_client, to_server, silence.clone()));
-                tokio::spawn(forward(from_server, to_client, silence));
+                tokio::spawn(forward(from_client, to_server, silence.clone(), delay));
+                tokio::spawn(forward(from_server, to_client, silence, delay));
             }
         });
         Self { address, generation }
@@ -45,6 +51,7 @@ async fn forward(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut silence: watch::Receiver<u64>,
+    delay: Duration,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -53,6 +60,7 @@ async fn forward(
             // Both sides stay open, and nothing passes.
             _ = silence.changed() => std::future::pending().await,
         };
+        tokio::time::sleep(delay).await;
         if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
