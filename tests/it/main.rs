@@ -29,6 +29,7 @@ mod ingest;
 mod local;
 mod metrics;
 mod monitor_api;
+mod openapi;
 mod outage;
 mod outbox;
 mod payments;
