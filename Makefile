@@ -13,7 +13,7 @@ run: ## build and run everything on this machine, with a demonstration
 test: ## all tests on MariaDB, and the integration tests again on MySQL
 	.ci/test
 
-fuzz: ## try both APIs against their own descriptions, with requests from a fixed seed
+fuzz: ## try both APIs against their own descriptions
 	HEARTBEAT_SCHEMATHESIS="$$(.ci/schemathesis | tail -n1)" \
 		cargo test --locked --test it openapi::fuzz -- --exact --ignored --nocapture
 
