@@ -1,6 +1,6 @@
 # What a developer does here, one target each. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run test bench chaos guards check fmt lint doc deny rules up down install
+.PHONY: help run test fuzz bench chaos guards check fmt lint doc deny rules up down install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,6 +12,10 @@ run: ## build and run everything on this machine, with a demonstration
 
 test: ## all tests on MariaDB, and the integration tests again on MySQL
 	.ci/test
+
+fuzz: ## try both APIs against their own descriptions
+	HEARTBEAT_SCHEMATHESIS="$$(.ci/schemathesis | tail -n1)" \
+		cargo test --locked --test it openapi::fuzz -- --exact --ignored --nocapture
 
 # Only what the command line says: the environment's SECONDS is bash's own clock.
 chaos: override SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)

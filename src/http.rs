@@ -2,24 +2,30 @@
 //! stop that waits for requests in flight but not for ever.
 
 mod admin;
+mod docs;
+pub mod failures;
+mod readiness;
 mod serve;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use utoipa::ToSchema;
+use utoipa::openapi::Object;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use uuid::Uuid;
 
 pub use self::admin::AdminToken;
+pub use self::docs::described;
+pub use self::readiness::{Health, Readiness, Ready};
 pub use self::serve::{bind, serve};
 use crate::db;
 use crate::wire::WireError;
@@ -61,9 +67,13 @@ pub struct ApiError {
     retry_after_seconds: Option<u32>,
 }
 
-#[derive(Debug, Serialize)]
+/// An answer that is not what was asked for.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
 struct ErrorBody {
+    /// What is wrong, for a person.
     error: String,
+    /// Required members that are missing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     fields: Vec<&'static str>,
 }
@@ -106,6 +116,9 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -170,10 +183,18 @@ impl Body {
     /// # Errors
     /// 400 that says what is wrong.
     pub fn object_or_empty<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        let body: &[u8] = match self.0.trim_ascii() {
-            b"" => b"{}",
-            body => body,
-        };
+        match self.0.trim_ascii() {
+            b"" => Self(Bytes::from_static(b"{}")).object(),
+            _ => self.object(),
+        }
+    }
+
+    /// Reads a JSON object.
+    ///
+    /// # Errors
+    /// 400 that says what is wrong.
+    pub fn object<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        let body = self.0.trim_ascii();
         if !body.starts_with(b"{") {
             return Err(ApiError::bad_request("the body must be a JSON object"));
         }
@@ -216,6 +237,18 @@ pub fn page_limit(limit: Option<u32>, (default, most): (u32, u32)) -> Result<u32
     Err(ApiError::bad_request(format!("limit must be from 1 to {most}")))
 }
 
+/// The `limit` of a page in the document, with the same bounds.
+#[must_use]
+pub fn limit_schema((default, most): (u32, u32)) -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .description(Some("Most items to answer with"))
+        .minimum(Some(1))
+        .maximum(Some(most))
+        .default(Some(default.into()))
+        .build()
+}
+
 /// A UUID in the path.
 #[derive(Debug)]
 pub struct PathUuid(pub Uuid);
@@ -234,46 +267,15 @@ impl<S: Send + Sync> FromRequestParts<S> for PathUuid {
     }
 }
 
-/// What keeps a role from doing its work at present. Its loops note it, `/ready` shows it.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness {
-    troubles: Arc<Mutex<BTreeMap<&'static str, String>>>,
+/// The answer to what was done and has nothing to show.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Done {
+    ok: bool,
 }
 
-impl Readiness {
-    /// Notes that a part cannot do its work, and why.
-    pub fn trouble(&self, part: &'static str, reason: impl Into<String>) {
-        self.lock().insert(part, reason.into());
-    }
-
-    /// Notes that a part works (again).
-    pub fn works(&self, part: &'static str) {
-        self.lock().remove(part);
-    }
-
-    /// Notes the outcome of a part's last attempt.
-    pub fn note<T, E: std::fmt::Display>(&self, part: &'static str, outcome: &Result<T, E>) {
-        match outcome {
-            Ok(_) => self.works(part),
-            Err(error) => self.trouble(part, error.to_string()),
-        }
-    }
-
-    /// The answer of `/ready`: 200, or 503 with every reason.
-    #[must_use]
-    pub fn answer(&self) -> Response {
-        let reasons: Vec<String> =
-            self.lock().iter().map(|(part, reason)| format!("{part}: {reason}")).collect();
-        if reasons.is_empty() {
-            Json(serde_json::json!({"ready": true})).into_response()
-        } else {
-            ApiError::unavailable(format!("not ready: {}", reasons.join("; "))).into_response()
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+impl Done {
+    /// It was done.
+    pub const OK: Self = Self { ok: true };
 }
 
 #[cfg(test)]
@@ -298,15 +300,5 @@ mod tests {
         for bad in ["[]", "{", "{\"seed\":-1}", "{\"sed\":1}", "{} {}", "null", "\0"] {
             assert_eq!(read(bad).unwrap_err().status, StatusCode::BAD_REQUEST, "{bad}");
         }
-    }
-
-    #[test]
-    fn readiness_forgets_what_works_again() {
-        let readiness = Readiness::default();
-        assert_eq!(readiness.answer().status(), StatusCode::OK);
-        readiness.trouble("redis", "refused");
-        assert_eq!(readiness.answer().status(), StatusCode::SERVICE_UNAVAILABLE);
-        readiness.works("redis");
-        assert_eq!(readiness.answer().status(), StatusCode::OK);
     }
 }

@@ -171,7 +171,9 @@ impl Registry {
         get(async move || registry.answer())
     }
 
-    fn answer(&self) -> Response {
+    /// The answer itself.
+    #[must_use]
+    pub fn answer(&self) -> Response {
         match TextEncoder::new().encode_to_string(&self.0.gather()) {
             Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
             Err(error) => ApiError::internal(error).into_response(),

@@ -22,6 +22,7 @@ mod heartbeat;
 mod names;
 mod raw;
 mod report;
+pub mod schema;
 mod status;
 mod stream_id;
 mod timestamp;

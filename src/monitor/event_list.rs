@@ -13,6 +13,7 @@ use super::repository::{self, Candidate, Candidates, EventFilter, ListedEvent};
 use super::window::WindowStatus;
 use crate::db;
 use crate::wire::{ServiceName, Timestamp};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// Most windows that one page looks at, and most slots.
@@ -27,10 +28,14 @@ const SLOTS_AT_ONCE: u32 = 2_000;
 const WINDOWS_AT_ONCE: usize = 256;
 
 /// What events say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub(super) enum EventStatus {
+    /// A heartbeat arrived that reports no error.
     Ok,
+    /// A heartbeat arrived that reports an error.
     Error,
+    /// The slot's window was closed without a heartbeat.
     Missing,
 }
 

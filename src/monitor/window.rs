@@ -4,13 +4,17 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Serialize;
+use utoipa::ToSchema;
+
 use crate::wire::{Timestamp, Window};
 
 /// The cause of a slot that is missing only because it could not be observed.
 pub const UNOBSERVED: &str = "unobserved";
 
 /// Where a window stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum WindowStatus {
     /// Its time is not over, or nobody has closed it yet.
     Open,

@@ -1,22 +1,28 @@
 //! The HTTP API of a payments service: opens windows, and shows them and their audit.
 
+mod views;
+
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use utoipa::openapi::Object;
+use utoipa::{IntoParams, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use uuid::Uuid;
+
+use self::views::{AuditView, OpenedView, StatsView, WindowsView};
 
 use super::Payments;
 use super::emitter::{Emitter, MAX_OPEN_WINDOWS};
 use super::plan::{Overrides, Plan};
-use super::repository::{self, AuditRow, ListedWindow};
-use crate::http::{ApiError, Body, Params, PathUuid};
-use crate::wire::{Seconds, Tick, Timestamp};
+use super::repository;
+use crate::http::failures::{BadRequest, NotFound, OurFault, TooLarge, TooMany};
+use crate::http::{ApiError, Body, Health, Params, PathUuid, Ready};
 use crate::{clock, db, http};
 
 /// Largest body of any request.
@@ -34,20 +40,57 @@ struct Api {
 
 /// Every route of the role.
 pub fn router(payments: Payments, emitter: Emitter) -> Router {
-    Router::new()
-        .route("/health", get(health))
-        .route("/ready", get(ready))
-        .route("/metrics", payments.metrics.registry.route())
-        .route("/report-windows", get(get_windows).post(post_window))
-        .route("/report-windows/{uuid}/stats", get(get_stats))
-        .route("/report-windows/{uuid}/audit", get(get_audit))
-        .with_state(Api { payments, emitter })
+    let router = OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(post_window, get_windows))
+        .routes(routes!(get_stats))
+        .routes(routes!(get_audit))
+        .routes(routes!(health))
+        .routes(routes!(ready))
+        .routes(routes!(metrics))
+        .with_state(Api { payments, emitter });
+    http::described(router)
 }
 
-async fn health(State(api): State<Api>) -> Json<Value> {
-    Json(json!({"ok": true, "service": api.payments.service}))
+/// What the document says besides its routes.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "heartbeat payments",
+        description = "A service under watch: opens windows, sends a heartbeat per slot or omits it \
+            as planned, and shows its audit. Times are ISO 8601, and in answers always UTC. A path \
+            that takes no such method answers 405, and every error has the body of `Error`. Bodies \
+            are read as JSON whatever their content type says."
+    ),
+    tags(
+        (name = "windows", description = "Spans in which this service promises a heartbeat per tick"),
+        (name = "health", description = "Whether the process is alive and can do its work"),
+        (name = "description", description = "This document, and a page that shows it"),
+    )
+)]
+struct Document;
+
+/// Says that the process is alive.
+#[utoipa::path(get, path = "/health", tag = "health", responses(
+    (status = 200, description = "It is", body = Health),
+))]
+async fn health(State(api): State<Api>) -> Json<Health> {
+    Health::of(api.payments.service.as_str())
 }
 
+/// What the service counts and measures, for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "health", responses(
+    (status = 200, description = "Metrics", body = String, content_type = "text/plain"),
+    OurFault,
+))]
+async fn metrics(State(api): State<Api>) -> Response {
+    api.payments.metrics.registry.answer()
+}
+
+/// Says whether the service can do its work.
+#[utoipa::path(get, path = "/ready", tag = "health", responses(
+    (status = 200, description = "It can", body = Ready),
+    OurFault,
+))]
 async fn ready(State(api): State<Api>) -> Response {
     let Payments { pool, producer, readiness, .. } = &api.payments;
     let (database, stream) = tokio::join!(
@@ -66,6 +109,21 @@ async fn ready(State(api): State<Api>) -> Response {
     readiness.answer()
 }
 
+/// Opens a window.
+///
+/// What the body does not choose is random: 60 to 300 s long, up to 30 % of errors and 15 % of omissions,
+/// with at least one slot omitted.
+#[utoipa::path(post, path = "/report-windows", tag = "windows",
+    request_body(content = Option<Overrides>, example = json!({"duration_sec": 60, "seed": 7})),
+    responses(
+        (status = 202, description = "It is open", body = OpenedView, links(
+            ("stats" = (operation_id = "get_stats",
+             parameters(("uuid" = "$response.body#/window_uuid")))),
+            ("audit" = (operation_id = "get_audit",
+             parameters(("uuid" = "$response.body#/window_uuid")))),
+        )),
+        BadRequest, TooLarge, TooMany, OurFault,
+    ))]
 async fn post_window(State(api): State<Api>, body: Body) -> Result<Response, ApiError> {
     let overrides: Overrides = body.object_or_empty()?;
     let Payments { service, default_tick, .. } = &api.payments;
@@ -77,122 +135,86 @@ async fn post_window(State(api): State<Api>, body: Body) -> Result<Response, Api
             format!("{MAX_OPEN_WINDOWS} windows are open here already: wait until some end"),
         ));
     }
-    let answer = Opened::new(&plan);
+    let answer = OpenedView::new(&plan);
     api.emitter.open(plan).await?;
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
-/// What was opened.
-#[derive(Serialize)]
-struct Opened {
-    ok: bool,
-    window_uuid: Uuid,
-    service: String,
-    error_status_generado: Option<f64>,
-    error_status_no_reportado: Option<f64>,
-    duration_sec: Seconds,
-    window_from: Timestamp,
-    window_to: Timestamp,
-    tick_seconds: Tick,
-    expected_reports: u32,
-    seed: u64,
+fn page() -> Object {
+    http::limit_schema(PAGE)
 }
 
-impl Opened {
-    fn new(plan: &Plan) -> Self {
-        let window = &plan.window;
-        Self {
-            ok: true,
-            window_uuid: window.uuid,
-            service: window.service.to_string(),
-            error_status_generado: window.rates.error_status_generado,
-            error_status_no_reportado: window.rates.error_status_no_reportado,
-            duration_sec: Seconds(window.to().micros() - window.from().micros()),
-            window_from: window.from(),
-            window_to: window.to(),
-            tick_seconds: window.tick(),
-            expected_reports: window.slots(),
-            seed: plan.seed,
-        }
-    }
-}
-
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
-struct PageQuery {
+#[into_params(parameter_in = Query)]
+struct WindowsQuery {
+    /// Most windows to answer with.
+    #[param(schema_with = page)]
     limit: Option<u32>,
-    offset: Option<u32>,
 }
 
+/// Lists the latest windows of this service.
+#[utoipa::path(get, path = "/report-windows", tag = "windows", params(WindowsQuery), responses(
+    (status = 200, description = "The windows, the latest first", body = WindowsView),
+    BadRequest, OurFault,
+))]
 async fn get_windows(
     State(api): State<Api>,
-    Params(query): Params<PageQuery>,
-) -> Result<Json<Value>, ApiError> {
+    Params(query): Params<WindowsQuery>,
+) -> Result<Json<WindowsView>, ApiError> {
     let Payments { pool, service, .. } = &api.payments;
     let windows =
         repository::list_windows(pool, service, http::page_limit(query.limit, PAGE)?).await?;
-    let windows: Vec<Value> = windows.into_iter().map(ListedWindow::into_json).collect();
-    Ok(Json(json!({"ok": true, "windows": windows})))
+    Ok(Json(WindowsView::from(windows)))
 }
 
+/// Shows what the audit of a window adds up to.
+#[utoipa::path(get, path = "/report-windows/{uuid}/stats", tag = "windows",
+    params(("uuid" = Uuid, Path, description = "Identity of the window")),
+    responses(
+        (status = 200, description = "The totals", body = StatsView),
+        BadRequest, NotFound, OurFault,
+    ))]
 async fn get_stats(
     State(api): State<Api>,
     PathUuid(uuid): PathUuid,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<StatsView>, ApiError> {
     let found = repository::totals(&api.payments.pool, uuid).await?;
     let (service, totals) = found.ok_or_else(|| unknown_window(uuid))?;
-    Ok(Json(json!({
-        "ok": true,
-        "window_uuid": uuid,
-        "service": service,
-        "audit_total": totals.audit_total,
-        "sent_to_queue": totals.sent_to_queue,
-        "no_reported": totals.no_reported,
-        "ok_count": totals.ok_count,
-        "error_count": totals.error_count,
-    })))
+    Ok(Json(StatsView::new(uuid, service, &totals)))
 }
 
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct AuditQuery {
+    /// Most rows to answer with.
+    #[param(schema_with = page)]
+    limit: Option<u32>,
+    /// Rows to leave out at the beginning.
+    #[param(minimum = 0, maximum = 4_294_967_295_u32)]
+    offset: Option<u32>,
+}
+
+/// Shows the audit of a window, slot by slot.
+#[utoipa::path(get, path = "/report-windows/{uuid}/audit", tag = "windows",
+    params(("uuid" = Uuid, Path, description = "Identity of the window"), AuditQuery),
+    responses(
+        (status = 200, description = "Rows of the audit", body = AuditView),
+        BadRequest, NotFound, OurFault,
+    ))]
 async fn get_audit(
     State(api): State<Api>,
     PathUuid(uuid): PathUuid,
-    Params(query): Params<PageQuery>,
-) -> Result<Json<Value>, ApiError> {
+    Params(query): Params<AuditQuery>,
+) -> Result<Json<AuditView>, ApiError> {
     let pool = &api.payments.pool;
     let (service, _) = repository::totals(pool, uuid).await?.ok_or_else(|| unknown_window(uuid))?;
     let page = (http::page_limit(query.limit, PAGE)?, query.offset.unwrap_or(0));
     let rows = repository::audit(pool, uuid, page).await?;
-    let rows: Vec<Value> = rows.into_iter().map(AuditRow::into_json).collect();
-    Ok(Json(json!({"ok": true, "window_uuid": uuid, "service": service, "audit": rows})))
+    Ok(Json(AuditView::new(uuid, service, rows)))
 }
 
 fn unknown_window(uuid: Uuid) -> ApiError {
     ApiError::not_found(format!("no window {uuid} is known"))
-}
-
-impl ListedWindow {
-    fn into_json(self) -> Value {
-        json!({
-            "window_uuid": self.window_uuid,
-            "service": self.service,
-            "window_from": self.window_from,
-            "window_to": self.window_to,
-            "error_status_generado": self.rates.error_status_generado,
-            "error_status_no_reportado": self.rates.error_status_no_reportado,
-            "tick_seconds": self.tick_us.map(Seconds),
-            "finished_at": self.finished_at,
-        })
-    }
-}
-
-impl AuditRow {
-    fn into_json(self) -> Value {
-        json!({
-            "slot": self.slot,
-            "status": self.status,
-            "timestamp": self.timestamp,
-            "sent_to_queue": self.sent_to_queue,
-            "stream_id": self.stream_id,
-        })
-    }
 }

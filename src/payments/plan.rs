@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::index;
 use rand::{RngExt, SeedableRng};
 use serde::Deserialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::wire::{Rates, ServiceName, Status, Tick, Timestamp, Window, WireError};
@@ -74,18 +75,23 @@ impl Intent {
 }
 
 /// What a request may choose; what it does not choose is random.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overrides {
-    /// Length of the window in seconds, 1 to [`MAX_DURATION_SECONDS`].
+    /// Length of the window in seconds, at most a week.
+    #[schema(minimum = 1, maximum = 604_800)]
     pub duration_sec: Option<f64>,
-    /// Seconds between two slots, 0.05 to 3600.
+    /// Seconds between two slots.
+    #[schema(minimum = 0.05, maximum = 3600)]
     pub tick_seconds: Option<f64>,
-    /// Share of slots to report as errors, 0 to 1.
+    /// Share of slots to report as errors.
+    #[schema(minimum = 0, maximum = 1)]
     pub error_status_generado: Option<f64>,
-    /// Share of slots to omit, 0 to 1; any other than 0 omits at least one.
+    /// Share of slots to omit; any other than 0 omits at least one.
+    #[schema(minimum = 0, maximum = 1)]
     pub error_status_no_reportado: Option<f64>,
     /// Makes the rest of the choices repeatable.
+    #[schema(minimum = 0, maximum = 9_007_199_254_740_991_i64)]
     pub seed: Option<u64>,
 }
 

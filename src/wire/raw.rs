@@ -1,32 +1,57 @@
 //! The members of a message as they stand in its JSON, before they are checked.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::schema::Instant;
 use super::{
-    Announcement, Heartbeat, MAX_PAYLOAD_BYTES, Rates, StreamId, Tick, Timestamp, Window, WireError,
+    Announcement, Heartbeat, MAX_PAYLOAD_BYTES, Rates, ServiceName, Status, StreamId, Tick,
+    Timestamp, Window, WireError,
 };
 
 /// Every member that we know; others are ignored.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, ToSchema)]
 pub(super) struct RawMessage {
+    /// Who promises.
+    #[schema(value_type = ServiceName)]
     service: Option<String>,
+    /// How the sender is.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Status)]
     pub(super) status: Option<String>,
+    /// Identity of the window; its first definition stands.
+    #[schema(value_type = Uuid)]
     window_uuid: Option<String>,
+    /// Start of the window, and due time of slot 0.
+    #[schema(value_type = Instant)]
     window_from: Option<String>,
+    /// End of the window, exclusive.
+    #[schema(value_type = Instant)]
     window_to: Option<String>,
+    /// The sender's clock when it sent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Instant)]
     pub(super) timestamp: Option<String>,
+    /// The sender's clock when it announced the window.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Instant>)]
     pub(super) announced_at: Option<String>,
+    /// Number of the slot; without it, the one that the timestamp falls into.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) slot: Option<i64>,
+    /// Seconds between two slots; without it, what the monitor was told.
+    #[schema(value_type = Option<Tick>)]
     tick_seconds: Option<f64>,
+    /// Share of slots that the sender means to report as errors.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 1)]
     error_status_generado: Option<f64>,
+    /// Share of slots that the sender means to omit.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 1)]
     error_status_no_reportado: Option<f64>,
+    /// The entry of the stream that carried it, as a relay says.
     #[serde(skip_serializing)]
     stream_id: Option<String>,
 }

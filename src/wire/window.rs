@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{MAX_SLOTS_PER_WINDOW, ServiceName, Timestamp, WireError};
@@ -16,8 +17,8 @@ impl Tick {
     /// What a sender means that does not name its tick: 10 seconds.
     pub const DEFAULT: Self = Self(10_000_000);
 
-    const MIN_MICROS: i64 = 50_000;
-    const MAX_MICROS: i64 = 3_600_000_000;
+    pub(super) const MIN_MICROS: i64 = 50_000;
+    pub(super) const MAX_MICROS: i64 = 3_600_000_000;
 
     /// A tick of so many seconds.
     ///
@@ -58,9 +59,8 @@ impl Tick {
 
     /// The tick in seconds, as the wire format writes it.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "at most 3.6e9, far below 2^53")]
     pub fn seconds(self) -> f64 {
-        self.0 as f64 / 1e6
+        Seconds(self.0).seconds()
     }
 }
 
@@ -74,24 +74,34 @@ impl Serialize for Tick {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seconds(pub i64);
 
-impl Serialize for Seconds {
+impl Seconds {
+    /// The number that is shown.
+    #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53 in any window")]
+    pub const fn seconds(self) -> f64 {
+        self.0 as f64 / 1e6
+    }
+}
+
+impl Serialize for Seconds {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0 % 1_000_000 == 0 {
             serializer.serialize_i64(self.0 / 1_000_000)
         } else {
-            serializer.serialize_f64(self.0 as f64 / 1e6)
+            serializer.serialize_f64(self.seconds())
         }
     }
 }
 
 /// What a sender says of its plan for a window: the shares, 0 to 1, of slots that it will report
 /// as errors and of slots that it will omit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct Rates {
     /// Share of slots reported as errors.
+    #[schema(minimum = 0, maximum = 1)]
     pub error_status_generado: Option<f64>,
     /// Share of slots omitted on purpose.
+    #[schema(minimum = 0, maximum = 1)]
     pub error_status_no_reportado: Option<f64>,
 }
 

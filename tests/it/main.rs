@@ -31,6 +31,7 @@ mod local;
 mod lookups;
 mod metrics;
 mod monitor_api;
+mod openapi;
 mod outage;
 mod outbox;
 mod payments;

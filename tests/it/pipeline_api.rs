@@ -29,6 +29,8 @@ async fn the_api_takes_reports_and_shows_them_and_forgets_on_demand() {
         ("watermark", json!("soon"), "watermark"),
         ("breaker", json!({"state": "ajar"}), "breaker"),
         ("silent_groups", json!(vec!["g"; 1_001]), "at most 1000"),
+        ("dead_letters_total", json!(1_u64 << 53), "a count may be at most 9007199254740991"),
+        ("heartbeats", json!({"lag": u64::MAX, "pending": 0}), "a count may be at most"),
     ] {
         let mut bad = good.clone();
         bad[name] = value;
@@ -36,6 +38,8 @@ async fn the_api_takes_reports_and_shows_them_and_forgets_on_demand() {
         assert_eq!(status, StatusCode::BAD_REQUEST, "{name}");
         assert!(body["error"].as_str().unwrap().contains(expected), "{name}: {body}");
     }
+    let twice = answer(client.post(&url).body(format!("{good}{good}")).send().await.unwrap()).await;
+    assert_eq!(twice.0, StatusCode::BAD_REQUEST, "what follows the report is not ignored");
     let (status, shown) = answer(get(&url).await.unwrap()).await;
     assert_eq!((status, &shown["watermark"]), (StatusCode::OK, &json!(START)));
     let known = &shown["pipelines"][0];
@@ -60,6 +64,8 @@ async fn the_api_takes_reports_and_shows_them_and_forgets_on_demand() {
         statuses.push(answer(forget(token, group).send().await.unwrap()).await.0.as_u16());
     }
     assert_eq!(statuses, [401, 401, 404, 200]);
+    let refusal = forget(None, "monitor-queue-group").send().await.unwrap();
+    assert_eq!(refusal.headers()["www-authenticate"], "Bearer");
     let (_, shown) = answer(get(&url).await.unwrap()).await;
     assert_eq!((&shown["watermark"], &shown["pipelines"]), (&Value::Null, &json!([])));
 

@@ -7,23 +7,37 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::json;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::params::{self, BAD_CURSOR};
 use super::summary::TotalsView;
 use super::{Monitor, PAGE};
-use crate::http::{self, AdminToken, ApiError, Params};
+use crate::http::failures::{BadRequest, NotAllowed, OurFault};
+use crate::http::{self, AdminToken, ApiError, Done, Params};
 use crate::monitor::totals::{Count, Span, Totals};
 use crate::monitor::{counting, repository};
 use crate::wire::{ServiceName, Timestamp};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct DailyQuery {
+    /// Days of this service only.
+    #[param(value_type = ServiceName, inline, required = false)]
     service: Option<String>,
+    /// This day of UTC and later ones.
+    #[param(value_type = Day, inline, required = false)]
     from: Option<String>,
+    /// Days before this one.
+    #[param(value_type = Day, inline, required = false)]
     to: Option<String>,
+    /// Most rows to answer with.
+    #[param(schema_with = params::page)]
     limit: Option<u32>,
+    /// The `next` of an earlier answer.
+    #[param(pattern = "^[0-9]{1,19}-[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")]
     cursor: Option<String>,
 }
 
@@ -44,6 +58,11 @@ impl DailyQuery {
     }
 }
 
+/// Lists totals of each service and day of UTC, the latest day first.
+#[utoipa::path(get, path = "/stats/daily", tag = "totals", params(DailyQuery), responses(
+    (status = 200, description = "A page of days", body = DailyPage),
+    BadRequest, OurFault,
+))]
 pub(super) async fn get_daily(
     State(monitor): State<Monitor>,
     Params(query): Params<DailyQuery>,
@@ -62,6 +81,11 @@ pub(super) async fn get_daily(
 }
 
 /// Has the totals counted anew from what is stored.
+#[utoipa::path(post, path = "/stats/rebuild", tag = "totals", security(("admin_token" = [])),
+    responses(
+        (status = 202, description = "It begins", body = Done),
+        NotAllowed, OurFault,
+    ))]
 pub(super) async fn post_rebuild(
     State(monitor): State<Monitor>,
     headers: HeaderMap,
@@ -69,12 +93,25 @@ pub(super) async fn post_rebuild(
     AdminToken::check(monitor.admin_token.as_ref(), &headers)?;
     counting::rebuild(&monitor).await?;
     tracing::warn!("the totals are counted anew; they are too small until that is done");
-    Ok((StatusCode::ACCEPTED, Json(json!({"ok": true}))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(Done::OK)).into_response())
 }
 
 /// The beginning of a day of UTC, which is written as `2026-11-21`.
 #[derive(Clone, Copy, Debug)]
 struct Day(Timestamp);
+
+impl PartialSchema for Day {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Date)))
+            .pattern(Some(r"^2[01]\d\d-[01]\d-[0-3]\d$"))
+            .examples(["2026-11-21"])
+            .into()
+    }
+}
+
+impl ToSchema for Day {}
 
 impl FromStr for Day {
     type Err = &'static str;
@@ -118,13 +155,16 @@ impl FromStr for DailyCursor {
 }
 
 /// One page of days, and where the next begins.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct DailyPage {
     days: Vec<DayView>,
+    /// Where the next page begins; none on the last.
+    #[schema(value_type = Option<String>)]
     next: Option<DailyCursor>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DayTotals)]
 struct DayView {
     day: Day,
     service: String,

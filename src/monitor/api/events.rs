@@ -5,25 +5,43 @@ use std::str::FromStr;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize, Serializer};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::params::{self, BAD_CURSOR};
 use super::views::EventView;
 use super::{Monitor, PAGE};
+use crate::http::failures::{BadRequest, OurFault};
 use crate::http::{self, ApiError, Params};
-use crate::monitor::event_list::{self, Page, Place, Wanted};
+use crate::monitor::event_list::{self, EventStatus, Page, Place, Wanted};
 use crate::monitor::repository::{Candidate, ListedEvent};
-use crate::wire::Timestamp;
+use crate::wire::schema::Instant;
+use crate::wire::{ServiceName, Timestamp};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
+    /// Events of this service only.
+    #[param(value_type = ServiceName, inline, required = false)]
     service: Option<String>,
+    /// Events of this status only.
+    #[param(value_type = EventStatus, inline, required = false)]
     status: Option<String>,
+    /// Events of this window only.
+    #[param(value_type = Option<Uuid>)]
     window_uuid: Option<String>,
+    /// Events of this instant or later.
+    #[param(value_type = Instant, inline, required = false)]
     from: Option<String>,
+    /// Events before this instant.
+    #[param(value_type = Instant, inline, required = false)]
     to: Option<String>,
+    /// Most events to answer with.
+    #[param(schema_with = params::page)]
     limit: Option<u32>,
+    /// The `next` of an earlier answer.
+    #[param(pattern = "^[0-9]{1,19}-[0-9]{1,19}-[0-9]{1,10}$")]
     cursor: Option<String>,
 }
 
@@ -46,6 +64,14 @@ impl EventsQuery {
     }
 }
 
+/// Lists what is known of slots, the newest first.
+///
+/// What one request looks at is bounded: a page may hold fewer events than asked for, or none, and there
+/// is more as long as it has a `next`.
+#[utoipa::path(get, path = "/events", tag = "totals", params(EventsQuery), responses(
+    (status = 200, description = "A page of events", body = EventPage),
+    BadRequest, OurFault,
+))]
 pub(super) async fn get_events(
     State(monitor): State<Monitor>,
     Params(query): Params<EventsQuery>,
@@ -56,9 +82,11 @@ pub(super) async fn get_events(
 }
 
 /// One page of events, and where the next begins.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct EventPage {
     events: Vec<ListedView>,
+    /// Where the next page begins; none on the last.
+    #[schema(value_type = Option<String>)]
     next: Option<Place>,
 }
 
@@ -68,12 +96,13 @@ impl From<Page> for EventPage {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Event)]
 struct ListedView {
     window_uuid: Uuid,
     service: String,
     slot: u32,
-    /// `ok`, `error` or `missing`.
+    #[schema(schema_with = EventStatus::schema)]
     status: String,
     #[serde(flatten)]
     event: EventView,

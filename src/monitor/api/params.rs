@@ -3,8 +3,16 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use crate::http::ApiError;
+use utoipa::openapi::Object;
+
+use super::PAGE;
+use crate::http::{self, ApiError};
 use crate::wire::Timestamp;
+
+/// The `limit` of most lists in the document.
+pub(super) fn page() -> Object {
+    http::limit_schema(PAGE)
+}
 
 /// A parameter that need not be there.
 pub(super) fn optional<T>(name: &'static str, text: Option<&str>) -> Result<Option<T>, ApiError>

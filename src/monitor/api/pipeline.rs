@@ -7,10 +7,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::clock;
-use crate::http::{AdminToken, ApiError, Body, Params};
+use crate::http::failures::{BadRequest, NotAllowed, NotFound, OurFault, Refused, TooLarge};
+use crate::http::{AdminToken, ApiError, Body, Done, Params};
 use crate::monitor::pipeline::STALLED_AFTER;
 use crate::monitor::repository::{self, Pipeline, RecordedCondition, Reported};
 use crate::monitor::{Monitor, pipeline};
@@ -19,19 +20,36 @@ use crate::wire::{Breaker, PipelineReport, StreamState, Suspect, Timestamp};
 /// Conditions that are shown.
 const CONDITIONS: u32 = 50;
 
+/// Takes a relay's report.
+#[utoipa::path(post, path = "/pipeline", tag = "pipeline",
+    request_body(content = PipelineReport, example = json!({
+        "relay": "relay-1", "group": "monitor-queue-group", "stream": "reports",
+        "redis_identity": "5f2c1a:9b1d", "redis_time": "2026-11-21T10:00:11Z",
+        "watermark": "2026-11-21T10:00:10.5Z",
+        "windows": {"lag": 0, "pending": 0, "oldest_pending_at": null},
+        "heartbeats": {"lag": 0, "pending": 2, "oldest_pending_at": "2026-11-21T10:00:10.5Z"},
+        "breaker": {"state": "closed"}, "dead_letters_total": 0,
+    })),
+    responses(
+        (status = 202, description = "It is stored", body = Done),
+        BadRequest, TooLarge, Refused, OurFault,
+    ))]
 pub(super) async fn post_report(
     State(monitor): State<Monitor>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let deserializer = &mut serde_json::Deserializer::from_slice(&body);
-    let report: PipelineReport = serde_path_to_error::deserialize(deserializer)
-        .map_err(|error| ApiError::bad_request(format!("the report cannot be used: {error}")))?;
+    let report: PipelineReport = body.object()?;
     report.check()?;
     pipeline::accept(&monitor, report, clock::now()).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"ok": true}))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(Done::OK)).into_response())
 }
 
-pub(super) async fn get_all(
+/// Shows the watermark, what relays report, and what is or was wrong.
+#[utoipa::path(get, path = "/pipeline", tag = "pipeline", responses(
+    (status = 200, description = "The way from the senders", body = PipelinesView),
+    OurFault,
+))]
+pub(super) async fn get_pipeline(
     State(monitor): State<Monitor>,
 ) -> Result<Json<PipelinesView>, ApiError> {
     let pipelines = repository::pipelines(&monitor.pool).await?;
@@ -44,18 +62,30 @@ pub(super) async fn get_all(
     }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ForgetQuery {
+    /// Key of the heartbeats' stream.
+    #[param(min_length = 1, max_length = 200, example = "reports")]
     stream: String,
+    /// The consumer group.
+    #[param(min_length = 1, max_length = 200, example = "old-group")]
     group: String,
 }
 
+/// Forgets a consumer group, so that its watermark holds up nothing any more.
+#[utoipa::path(delete, path = "/pipeline", tag = "pipeline", params(ForgetQuery),
+    security(("admin_token" = [])),
+    responses(
+        (status = 200, description = "It is forgotten", body = Done),
+        BadRequest, NotAllowed, NotFound, OurFault,
+    ))]
 pub(super) async fn delete_group(
     State(monitor): State<Monitor>,
     headers: HeaderMap,
     Params(query): Params<ForgetQuery>,
-) -> Result<Response, ApiError> {
+) -> Result<Json<Done>, ApiError> {
     AdminToken::check(monitor.admin_token.as_ref(), &headers)?;
     let ForgetQuery { stream, group } = query;
     let names = format!("group {group} of stream {stream}");
@@ -64,11 +94,12 @@ pub(super) async fn delete_group(
     }
     tracing::warn!("forgot the {names}: its watermark holds up nothing any more");
     monitor.wake_sweep.notify_one();
-    Ok(Json(json!({"ok": true})).into_response())
+    Ok(Json(Done::OK))
 }
 
 /// Everything that is known of the way from the senders.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Pipelines)]
 pub(super) struct PipelinesView {
     /// Windows close when it has passed their end; none if no relay has ever reported.
     watermark: Option<Timestamp>,
@@ -77,7 +108,8 @@ pub(super) struct PipelinesView {
 }
 
 /// One consumer group. What a relay tells of the streams is from the report that came last.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Pipeline)]
 struct PipelineView {
     stream: String,
     group: String,
@@ -97,7 +129,8 @@ struct PipelineView {
     relays: Vec<RelayView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Relay)]
 struct RelayView {
     relay: String,
     reported_at: Timestamp,
@@ -139,7 +172,8 @@ impl PipelineView {
 }
 
 /// Something that is or was wrong with a group.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Condition)]
 struct ConditionView {
     stream: String,
     group: String,

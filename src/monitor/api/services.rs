@@ -6,10 +6,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::Object;
+use utoipa::{IntoParams, ToSchema};
 
 use super::summary::rate;
 use super::{Monitor, params};
 use crate::clock;
+use crate::http::failures::{BadRequest, OurFault};
 use crate::http::{self, ApiError, Params};
 use crate::monitor::repository::{self, KnownService};
 use crate::monitor::totals::Span;
@@ -20,13 +23,27 @@ const SERVICES: (u32, u32) = (50, 100);
 /// How far back the rate of success goes.
 const SUCCESS_OVER: Duration = Duration::from_hours(24);
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ServicesQuery {
+    /// Most services to answer with.
+    #[param(schema_with = limit)]
     limit: Option<u32>,
+    /// The `next` of an earlier answer.
+    #[param(value_type = ServiceName, inline, required = false)]
     cursor: Option<String>,
 }
 
+fn limit() -> Object {
+    http::limit_schema(SERVICES)
+}
+
+/// Lists each service that has windows, and how it is.
+#[utoipa::path(get, path = "/services", tag = "totals", params(ServicesQuery), responses(
+    (status = 200, description = "A page of services", body = ServicePage),
+    BadRequest, OurFault,
+))]
 pub(super) async fn get_services(
     State(monitor): State<Monitor>,
     Params(query): Params<ServicesQuery>,
@@ -48,13 +65,15 @@ pub(super) async fn get_services(
 }
 
 /// One page of services, and where the next begins.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ServicePage {
     services: Vec<ServiceView>,
+    /// Where the next page begins; none on the last.
     next: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Service)]
 struct ServiceView {
     service: String,
     last_heartbeat: Option<LastView>,
@@ -66,13 +85,15 @@ struct ServiceView {
     clock_skew: SkewView,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = LastHeartbeat)]
 struct LastView {
     timestamp: Timestamp,
     recorded_at: Timestamp,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenWindow)]
 struct OpenView {
     window_uuid: String,
     window_from: Timestamp,
@@ -82,7 +103,8 @@ struct OpenView {
 
 /// What the clocks differ by, with the time between two steps in it: the first bound comes from the
 /// fastest message of the window that started last, the second from the last heartbeat.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ClockSkew)]
 struct SkewView {
     /// How far the sender's clock is behind the stream's, at the most.
     sender_behind_stream_seconds: Option<f64>,

@@ -10,28 +10,38 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{Monitor, params};
 use crate::clock;
+use crate::http::failures::{BadRequest, OurFault};
 use crate::http::{ApiError, Params};
 use crate::monitor::repository;
 use crate::monitor::totals::{Count, Span, Totals};
 use crate::verdict::Verdict;
 use crate::wire::{ServiceName, Timestamp};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct SummaryQuery {
+    /// How far back to go.
+    #[param(value_type = Period, inline, required = false)]
     period: Option<String>,
+    /// This service only.
+    #[param(value_type = ServiceName, inline, required = false)]
     service: Option<String>,
 }
 
 /// How far back a summary goes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 enum Period {
+    #[serde(rename = "1h")]
     Hour,
     #[default]
+    #[serde(rename = "24h")]
     Day,
+    #[serde(rename = "7d")]
     Week,
 }
 
@@ -63,6 +73,11 @@ impl FromStr for Period {
     }
 }
 
+/// Adds up the last hour, day or week: totals, rates and latencies.
+#[utoipa::path(get, path = "/summary", tag = "totals", params(SummaryQuery), responses(
+    (status = 200, description = "The totals", body = SummaryView),
+    BadRequest, OurFault,
+))]
 pub(super) async fn get_summary(
     State(monitor): State<Monitor>,
     Params(query): Params<SummaryQuery>,
@@ -79,7 +94,7 @@ pub(super) async fn get_summary(
     let open = repository::count_open(pool, service.as_ref()).await?;
     let rebuilding = repository::is_recounting(pool).await?;
     Ok(Json(SummaryView {
-        period: period.name(),
+        period,
         service,
         from,
         to,
@@ -94,9 +109,10 @@ pub(super) async fn get_summary(
 }
 
 /// What became of the slots of a period.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Summary)]
 pub(super) struct SummaryView {
-    period: &'static str,
+    period: Period,
     /// None stands for all services.
     service: Option<ServiceName>,
     from: Timestamp,
@@ -109,7 +125,8 @@ pub(super) struct SummaryView {
 }
 
 /// Windows that are open now, and those of a period that have closed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WindowCounts)]
 struct WindowsView {
     open: i64,
     closed: i64,
@@ -117,7 +134,8 @@ struct WindowsView {
 }
 
 /// Counts of slots, and what follows from them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Totals)]
 pub(super) struct TotalsView {
     expected_reports: i64,
     received_reports: i64,
@@ -135,7 +153,8 @@ pub(super) struct TotalsView {
 }
 
 /// Shares of heartbeats took no longer than this from the sender's stamp to the monitor.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Latency)]
 struct LatencyView {
     p50: Option<f64>,
     p95: Option<f64>,

@@ -6,27 +6,38 @@ use std::str::FromStr;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::views::ExplainedView;
-use super::{PAGE, unknown_window};
+use super::{PAGE, params, unknown_window};
+use crate::http::failures::{BadRequest, NotFound, OurFault};
 use crate::http::{ApiError, Params, PathUuid};
 use crate::monitor::audits::Found;
 use crate::monitor::repository::{Place, Wanted};
 use crate::monitor::{Monitor, explain, unheard};
-use crate::wire::{Rates, Tick, Timestamp, Window, WireError};
+use crate::wire::schema::Instant;
+use crate::wire::{Rates, ServiceName, Tick, Timestamp, Window, WireError};
 use crate::{clock, http};
 
 /// Longest text that an audit may have for a UUID, in characters.
 const MAX_UUID_CHARS: usize = 36;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct UnheardQuery {
+    /// Windows that start at this instant or later.
+    #[param(value_type = Instant, inline)]
     from: String,
+    /// Windows of this service only.
+    #[param(value_type = ServiceName, inline, required = false)]
     service: Option<String>,
+    /// Most windows to look at.
+    #[param(schema_with = params::page)]
     limit: Option<u32>,
+    /// The `next` of an earlier answer.
+    #[param(pattern = "^[0-9]{1,19}-.{0,36}$")]
     cursor: Option<String>,
 }
 
@@ -51,25 +62,40 @@ impl UnheardQuery {
     }
 }
 
-pub(super) async fn get_all(
+/// Lists windows that only an audit knows, the latest first.
+#[utoipa::path(get, path = "/unheard-windows", tag = "windows", params(UnheardQuery), responses(
+    (status = 200, description = "A page of windows, which may be empty although there is a next",
+     body = UnheardPage,
+     links(("first" = (operation_id = "get_unheard_window",
+      parameters(("uuid" = "$response.body#/windows/0/window_uuid")))))),
+    BadRequest, OurFault,
+))]
+pub(super) async fn get_unheard_windows(
     State(monitor): State<Monitor>,
     Params(query): Params<UnheardQuery>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<UnheardPage>, ApiError> {
     let page = unheard::page(&monitor, &query.wanted(monitor.default_tick)?).await?;
     let audit = match (monitor.audits.is_empty(), page.is_whole) {
         (true, _) => "not_configured",
         (false, true) => "read",
         (false, false) => "unreachable",
     };
-    let windows: Vec<UnheardView> = page.windows.iter().map(UnheardView::from).collect();
+    let windows = page.windows.iter().map(UnheardView::from).collect();
     let next = page.next.map(|place| place.to_string());
-    Ok(Json(json!({"audit": audit, "windows": windows, "next": next})))
+    Ok(Json(UnheardPage { audit, windows, next }))
 }
 
-pub(super) async fn get_one(
+/// Shows a window that only an audit knows, with all its slots and their verdicts.
+#[utoipa::path(get, path = "/unheard-windows/{uuid}", tag = "windows",
+    params(("uuid" = Uuid, Path, description = "Identity of the window")),
+    responses(
+        (status = 200, description = "The window", body = UnheardDetailsView),
+        BadRequest, NotFound, OurFault,
+    ))]
+pub(super) async fn get_unheard_window(
     State(monitor): State<Monitor>,
     PathUuid(uuid): PathUuid,
-) -> Result<Json<UnheardView>, ApiError> {
+) -> Result<Json<UnheardDetailsView>, ApiError> {
     let window = match monitor.audits.define(uuid, monitor.default_tick).await {
         Found::Known(window) => window,
         Found::Unreachable => {
@@ -82,11 +108,24 @@ pub(super) async fn get_one(
     let explained = explained.ok_or_else(|| {
         ApiError::not_found(format!("the monitor has heard of window {uuid}: ask /windows/{uuid}"))
     })?;
-    Ok(Json(UnheardView { explained: Some(explained.into()), ..UnheardView::from(&window) }))
+    Ok(Json(UnheardDetailsView { window: UnheardView::from(&window), explained: explained.into() }))
+}
+
+/// One page of windows that only an audit knows.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UnheardWindowPage)]
+pub(super) struct UnheardPage {
+    /// Whether all audits were read, some are unreachable, or none is configured.
+    #[schema(pattern = "^(read|unreachable|not_configured)$")]
+    audit: &'static str,
+    windows: Vec<UnheardView>,
+    /// Where the next page begins; none on the last.
+    next: Option<String>,
 }
 
 /// A window of which nothing has arrived, as its sender defined it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UnheardWindow)]
 pub(super) struct UnheardView {
     window_uuid: Uuid,
     service: String,
@@ -99,8 +138,16 @@ pub(super) struct UnheardView {
     received_reports: u32,
     window_from: Timestamp,
     window_to: Timestamp,
+}
+
+/// The same with all its slots.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UnheardWindowDetails)]
+pub(super) struct UnheardDetailsView {
     #[serde(flatten)]
-    explained: Option<ExplainedView>,
+    window: UnheardView,
+    #[serde(flatten)]
+    explained: ExplainedView,
 }
 
 impl From<&Window> for UnheardView {
@@ -115,7 +162,6 @@ impl From<&Window> for UnheardView {
             received_reports: 0,
             window_from: window.from(),
             window_to: window.to(),
-            explained: None,
         }
     }
 }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 use serde::ser::Serializer;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::params::BAD_CURSOR;
@@ -12,18 +14,19 @@ use crate::monitor::explain::{Explained, ExplainedSlot};
 use crate::monitor::ingest::Outcome;
 use crate::monitor::repository::{Position, SlotEvent, StatusChange};
 use crate::monitor::sweep::Swept;
-use crate::monitor::window::StoredWindow;
+use crate::monitor::window::{StoredWindow, WindowStatus};
 use crate::verdict::{AuditRow, Verdict};
 use crate::wire::{Heartbeat, Slot, Tick, Timestamp, Window};
 
 /// A window, with the columns' names and the status in lower case.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Window)]
 pub(super) struct WindowView {
     #[serde(skip)]
     pub(super) stored: StoredWindow,
     window_uuid: Uuid,
     service: String,
-    status: String,
+    status: WindowStatus,
     error_status_no_reportado: Option<f64>,
     error_status_generado: Option<f64>,
     tick_seconds: Tick,
@@ -40,16 +43,28 @@ pub(super) struct WindowView {
     created_at: Timestamp,
     updated_at: Timestamp,
     closed_at: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    history: Option<Vec<ChangeView>>,
+}
+
+/// A window with its history and all its slots.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WindowDetails)]
+pub(super) struct WindowDetailsView {
     #[serde(flatten)]
-    explained: Option<ExplainedView>,
+    window: WindowView,
+    /// The changes of its status, the first one first.
+    history: Vec<ChangeView>,
+    #[serde(flatten)]
+    explained: ExplainedView,
 }
 
 impl WindowView {
-    pub(super) fn with_details(self, history: &[StatusChange], explained: Explained) -> Self {
+    pub(super) fn with_details(
+        self,
+        history: &[StatusChange],
+        explained: Explained,
+    ) -> WindowDetailsView {
         let history = history.iter().map(ChangeView::from).collect();
-        Self { history: Some(history), explained: Some(explained.into()), ..self }
+        WindowDetailsView { window: self, history, explained: explained.into() }
     }
 }
 
@@ -59,7 +74,7 @@ impl From<StoredWindow> for WindowView {
         Self {
             window_uuid: window.uuid,
             service: window.service.to_string(),
-            status: stored.status.to_string(),
+            status: stored.status,
             error_status_no_reportado: window.rates.error_status_no_reportado,
             error_status_generado: window.rates.error_status_generado,
             tick_seconds: window.tick(),
@@ -75,18 +90,17 @@ impl From<StoredWindow> for WindowView {
             created_at: stored.created_at,
             updated_at: stored.updated_at,
             closed_at: stored.closed_at,
-            history: None,
-            explained: None,
             stored,
         }
     }
 }
 
 /// A change of a window's status.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatusChange)]
 struct ChangeView {
     changed_at: Timestamp,
-    status: String,
+    status: WindowStatus,
     received_reports: i32,
     missing_reports: i32,
     /// Why slots were missing, if for one reason only that is not the sender's.
@@ -97,7 +111,7 @@ impl From<&StatusChange> for ChangeView {
     fn from(change: &StatusChange) -> Self {
         Self {
             changed_at: change.changed_at,
-            status: change.status.to_string(),
+            status: change.status,
             received_reports: change.received,
             missing_reports: change.missing,
             cause: change.cause.clone(),
@@ -106,9 +120,11 @@ impl From<&StatusChange> for ChangeView {
 }
 
 /// One page of windows, and where the next begins.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct WindowPage {
     windows: Vec<WindowView>,
+    /// Where the next page begins; none on the last.
+    #[schema(value_type = Option<String>)]
     next: Option<Position>,
 }
 
@@ -145,9 +161,11 @@ impl FromStr for Position {
 }
 
 /// What both ledgers say of a window.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Explained)]
 pub(super) struct ExplainedView {
     /// `known`, or why the audit had no say: `unknown_window`, `unreachable` or `not_configured`.
+    #[schema(pattern = "^(known|unknown_window|unreachable|not_configured)$")]
     audit: &'static str,
     /// How many slots have each verdict, where any has.
     verdicts: BTreeMap<Verdict, u32>,
@@ -166,13 +184,16 @@ impl From<Explained> for ExplainedView {
 }
 
 /// What is known of one slot.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Slot)]
 struct SlotView {
     slot: u32,
     due: Timestamp,
     /// `ok`, `error`, `missing`, or `awaited` where nothing has come and nothing was decided.
+    #[schema(pattern = "^(ok|error|missing|awaited)$")]
     status: String,
     #[serde(flatten)]
+    #[schema(schema_with = EventView::where_stored)]
     event: Option<EventView>,
     verdict: Verdict,
     /// A sentence; none where nothing is unusual.
@@ -197,7 +218,8 @@ impl From<ExplainedSlot> for SlotView {
 }
 
 /// What is stored of a slot.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StoredEvent)]
 pub(super) struct EventView {
     timestamp: Timestamp,
     error_message: Option<String>,
@@ -207,6 +229,19 @@ pub(super) struct EventView {
     recorded_at: Timestamp,
     deliveries: i32,
     conflicts: i32,
+}
+
+impl EventView {
+    /// The members of an event, all of which are absent where nothing is stored.
+    fn where_stored() -> RefOr<Schema> {
+        match Self::schema() {
+            RefOr::T(Schema::Object(mut object)) => {
+                object.required.clear();
+                object.into()
+            }
+            other => other,
+        }
+    }
 }
 
 impl From<&SlotEvent> for EventView {
@@ -225,10 +260,12 @@ impl From<&SlotEvent> for EventView {
 }
 
 /// A heartbeat that was taken in. Its `id` is its identity: window and slot.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TakenHeartbeat)]
 pub(super) struct HeartbeatView {
     id: String,
     service: String,
+    #[schema(pattern = "^(ok|error)$")]
     status: &'static str,
     error_message: Option<String>,
     timestamp: Timestamp,
@@ -260,19 +297,32 @@ impl HeartbeatView {
     }
 }
 
-/// What became of a heartbeat or an announcement, and its window as it is then.
-#[derive(Debug, Serialize)]
-pub(super) struct TakenView {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) heartbeat: Option<HeartbeatView>,
+/// What became of a heartbeat, and its window as it is then.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = HeartbeatTaken)]
+pub(super) struct HeartbeatTakenView {
+    pub(super) heartbeat: HeartbeatView,
     pub(super) window: WindowView,
+    #[schema(pattern = "^(recorded|duplicate|late|unscheduled)$")]
+    pub(super) outcome: &'static str,
+}
+
+/// What became of an announcement, and its window as it is then.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WindowTaken)]
+pub(super) struct WindowTakenView {
+    pub(super) window: WindowView,
+    #[schema(pattern = "^(recorded|duplicate)$")]
     pub(super) outcome: &'static str,
 }
 
 /// What became of one item of a batch.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Outcome)]
 pub(super) struct OutcomeView {
+    #[schema(pattern = "^(recorded|duplicate|late|unscheduled|rejected)$")]
     outcome: &'static str,
+    /// Why it is rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -289,13 +339,15 @@ impl From<Outcome> for OutcomeView {
 }
 
 /// What a manual sweep did.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Swept)]
 pub(super) struct SweptView {
     closed_windows: Vec<WindowView>,
     held_windows: Vec<HeldView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = HeldWindow)]
 struct HeldView {
     window_uuid: Uuid,
     reason: String,
