@@ -811,8 +811,8 @@ GUARDS = [
         "late is not lost",
         "late",
         "src/monitor/ingest.rs",
-        "repository::revise_closed(connection, window_id, now).await?;",
-        "let _ = window_id;",
+        "repository::revise_closed(connection, &Vec::from_iter(revised), now).await?;",
+        "drop(revised);",
         LATE,
     ),
     Guard(

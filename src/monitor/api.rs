@@ -7,6 +7,7 @@ mod daily;
 mod events;
 mod params;
 mod pipeline;
+mod places;
 mod services;
 mod summary;
 mod unheard;
@@ -24,6 +25,8 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use self::places::Place;
+pub use self::places::Places;
 use self::views::{HeartbeatView, OutcomeView, SweptView, TakenView, WindowPage, WindowView};
 use super::ingest::{self, Outcome};
 use super::repository::{self, Filter};
@@ -179,6 +182,7 @@ impl WindowsQuery {
 async fn get_windows(
     State(monitor): State<Monitor>,
     Params(query): Params<WindowsQuery>,
+    _place: Place,
 ) -> Result<Json<WindowPage>, ApiError> {
     let limit = http::page_limit(query.limit, PAGE)?;
     // One more than asked for shows whether a next page exists.

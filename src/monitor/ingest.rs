@@ -237,9 +237,7 @@ async fn store(
                 .filter(|(_, stored)| **stored == Stored::Late)
                 .map(|((window_id, _), _)| *window_id)
                 .collect();
-            for window_id in revised {
-                repository::revise_closed(connection, window_id, now).await?;
-            }
+            repository::revise_closed(connection, &Vec::from_iter(revised), now).await?;
             Ok(stored)
         })
     })

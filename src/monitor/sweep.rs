@@ -149,10 +149,10 @@ pub async fn settle_once(monitor: &Monitor, now: Timestamp) -> Result<usize, db:
     db::long_transaction(&monitor.pool, "settle windows", move |connection| {
         Box::pin(async move {
             let due_by = rules.by_watermark();
-            let windows = repository::claim_unobserved(connection, due_by, STEP.windows).await?;
-            for id in &windows {
-                repository::settle_unobserved(connection, *id, now).await?;
-            }
+            let mut windows =
+                repository::claim_unobserved(connection, due_by, STEP.windows).await?;
+            windows.sort_unstable();
+            repository::settle_unobserved(connection, &windows, now).await?;
             Ok(windows.len())
         })
     })

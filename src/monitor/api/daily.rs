@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::json;
 
 use super::params::{self, BAD_CURSOR};
+use super::places::Place;
 use super::summary::TotalsView;
 use super::{Monitor, PAGE};
 use crate::http::{self, AdminToken, ApiError, Params};
@@ -47,6 +48,7 @@ impl DailyQuery {
 pub(super) async fn get_daily(
     State(monitor): State<Monitor>,
     Params(query): Params<DailyQuery>,
+    _place: Place,
 ) -> Result<Json<DailyPage>, ApiError> {
     let limit = http::page_limit(query.limit, PAGE)?;
     // One more than asked for shows whether a next page exists.
@@ -57,8 +59,9 @@ pub(super) async fn get_daily(
         // Every name in the totals has been checked before.
         service.parse().ok().map(|service| DailyCursor(Day(*day), service))
     });
+    let rebuilding = repository::is_recounting(&monitor.pool).await?;
     let days = days.iter().map(|(service, day, totals)| DayView::new(service, *day, totals));
-    Ok(Json(DailyPage { days: days.collect(), next }))
+    Ok(Json(DailyPage { days: days.collect(), next, rebuilding }))
 }
 
 /// Has the totals counted anew from what is stored.
@@ -122,6 +125,8 @@ impl FromStr for DailyCursor {
 pub(super) struct DailyPage {
     days: Vec<DayView>,
     next: Option<DailyCursor>,
+    /// Whether the totals are being counted anew, and too small until then.
+    rebuilding: bool,
 }
 
 #[derive(Debug, Serialize)]

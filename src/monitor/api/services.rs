@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 
+use super::places::Place;
 use super::summary::rate;
 use super::{Monitor, params};
 use crate::clock;
@@ -30,6 +31,7 @@ pub(super) struct ServicesQuery {
 pub(super) async fn get_services(
     State(monitor): State<Monitor>,
     Params(query): Params<ServicesQuery>,
+    _place: Place,
 ) -> Result<Json<ServicePage>, ApiError> {
     let limit = http::page_limit(query.limit, SERVICES)?;
     let after: Option<ServiceName> = params::optional("cursor", query.cursor.as_deref())?;
@@ -43,8 +45,9 @@ pub(super) async fn get_services(
     let names: Vec<String> = known.iter().map(|service| service.name.clone()).collect();
     let since = Span::Hour.begin(now.minus(SUCCESS_OVER));
     let successes = repository::successes(pool, &names, since).await?;
+    let rebuilding = repository::is_recounting(pool).await?;
     let services = known.into_iter().map(|service| ServiceView::new(service, &successes));
-    Ok(Json(ServicePage { services: services.collect(), next }))
+    Ok(Json(ServicePage { services: services.collect(), next, rebuilding }))
 }
 
 /// One page of services, and where the next begins.
@@ -52,6 +55,8 @@ pub(super) async fn get_services(
 pub(super) struct ServicePage {
     services: Vec<ServiceView>,
     next: Option<String>,
+    /// Whether the totals are being counted anew, and too small until then.
+    rebuilding: bool,
 }
 
 #[derive(Debug, Serialize)]

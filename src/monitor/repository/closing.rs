@@ -55,12 +55,22 @@ pub(in crate::monitor) async fn close(
     mark_uncounted(connection, &ids).await
 }
 
-/// Counts a closed window again, after heartbeats arrived for slots that it was missing, or after
-/// it became known that others will not.
-///
+/// Counts closed windows again, after heartbeats arrived for slots that they were missing, or after
+/// it became known that others will not. Their order must be that of their rows.
+pub(in crate::monitor) async fn revise_closed(
+    connection: &mut db::Connection,
+    ids: &[i64],
+    now: Timestamp,
+) -> Result<(), db::Error> {
+    for id in ids {
+        revise_one(connection, *id, now).await?;
+    }
+    mark_uncounted(connection, ids).await
+}
+
 /// The lock comes before the count: of two transactions that revise the same window, the second
 /// then sees what the first has changed.
-pub(in crate::monitor) async fn revise_closed(
+async fn revise_one(
     connection: &mut db::Connection,
     id: i64,
     now: Timestamp,
@@ -92,7 +102,6 @@ pub(in crate::monitor) async fn revise_closed(
     .bind(id)
     .execute(&mut *connection)
     .await?;
-    mark_uncounted(connection, &[id]).await?;
     if status_before == status && was_unobserved == counts.cause().is_some() {
         return Ok(());
     }
@@ -115,18 +124,20 @@ pub(in crate::monitor) async fn claim_unobserved(
     Ok(query.build_query_scalar().fetch_all(connection).await?)
 }
 
-/// Notes that what could not be observed of a closed window is missing indeed. A late heartbeat locks
+/// Notes that what could not be observed of closed windows is missing indeed. A late heartbeat locks
 /// the event first and the window second, so that either of the two may have to be tried again.
 pub(in crate::monitor) async fn settle_unobserved(
     connection: &mut db::Connection,
-    id: i64,
+    ids: &[i64],
     now: Timestamp,
 ) -> Result<(), db::Error> {
-    sqlx::query("UPDATE events SET cause = NULL WHERE window_id = ? AND cause IS NOT NULL")
-        .bind(id)
-        .execute(&mut *connection)
-        .await?;
-    revise_closed(connection, id, now).await
+    for id in ids {
+        sqlx::query("UPDATE events SET cause = NULL WHERE window_id = ? AND cause IS NOT NULL")
+            .bind(id)
+            .execute(&mut *connection)
+            .await?;
+    }
+    revise_closed(connection, ids, now).await
 }
 
 /// Adds changes of windows' status to their history.
