@@ -42,7 +42,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// vanishes without a word would otherwise be waited for until the end of days.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long one attempt may take that writes very many rows.
-const LONG_PATIENCE: Duration = Duration::from_mins(1);
+pub const LONG_PATIENCE: Duration = Duration::from_mins(1);
 /// How long closing all connections may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How often a transaction is tried that lost a deadlock or met a read-only server.

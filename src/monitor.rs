@@ -41,6 +41,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::api::Places;
 use self::audits::Audits;
 use self::closing::ClosingRules;
 use self::ingest::Arrivals;
@@ -134,6 +135,8 @@ pub struct Monitor {
     pub arrivals: Arc<Arrivals>,
     /// Those who wait to be told of a window.
     pub lookups: Arc<Lookups>,
+    /// Lists that may be read at a time.
+    pub places: Arc<Places>,
     /// Wakes the sweep when the watermark advances.
     pub wake_sweep: Arc<Notify>,
     /// What keeps the monitor from its work.
@@ -205,6 +208,7 @@ pub async fn serve(
         window_cache: Arc::default(),
         arrivals: Arc::default(),
         lookups: Arc::default(),
+        places: Arc::default(),
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
         metrics: Arc::default(),

@@ -827,8 +827,8 @@ GUARDS = [
         "late is not lost",
         "late",
         "src/monitor/ingest.rs",
-        "let status = repository::revise_closed(connection, window_id, now).await?;",
-        "let status = None;",
+        "let settled = repository::revise_closed(connection, &revised, now).await?;",
+        "let settled = Vec::new();",
         LATE,
     ),
     Guard(

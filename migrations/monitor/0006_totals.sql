@@ -26,8 +26,10 @@ CREATE TABLE report_totals (
 -- Windows that have closed, or changed since they were counted. Whatever changes one adds a row in the
 -- same transaction; counting takes rows away in the transaction that brings the totals up to date.
 CREATE TABLE uncounted_windows (
-    id        BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
-    window_id BIGINT NOT NULL
+    id         BIGINT      NOT NULL AUTO_INCREMENT PRIMARY KEY,
+    window_id  BIGINT      NOT NULL,
+    -- When to try again one that could not be counted.
+    not_before DATETIME(6) NULL
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
 -- What each window has added to the totals, so that the difference can be added when it changes.
@@ -45,14 +47,15 @@ CREATE TABLE counted_windows (
 CREATE TABLE counting (
     id            TINYINT NOT NULL PRIMARY KEY,
     epoch         INT     NOT NULL,
-    -- While all closed windows are counted anew: those up to this one have been.
+    -- While all closed windows are counted anew: those up to this one have been marked for it. -1
+    -- while the totals are emptied, which comes first.
     recounted_to  BIGINT  NULL
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
 -- Windows that closed before there were totals are counted first.
 INSERT INTO counting (id, epoch, recounted_to) VALUES (1, 1, 0);
 
--- The heartbeat of each service that was sent last, of those in windows that were counted.
+-- The heartbeat of each service that arrived last, of those in windows that were counted.
 CREATE TABLE last_heartbeats (
     service_name     VARCHAR(100) NOT NULL PRIMARY KEY,
     report_timestamp DATETIME(6)  NOT NULL,
@@ -60,10 +63,16 @@ CREATE TABLE last_heartbeats (
     stream_id        VARCHAR(41)  CHARACTER SET ascii COLLATE ascii_bin NULL
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_bin;
 
+-- One change at a time, each beside readers and writers of the table.
 ALTER TABLE windows
-    -- The longest of all says how far back a window may begin that reaches into a span of time.
     ADD COLUMN length_us BIGINT
         GENERATED ALWAYS AS (TIMESTAMPDIFF(MICROSECOND, window_from, ends_at)) VIRTUAL,
-    ADD KEY windows_by_length (length_us),
+    ALGORITHM = INPLACE, LOCK = NONE;
+
+-- The longest of all says how far back a window may begin that reaches into a span of time.
+ALTER TABLE windows ADD KEY windows_by_length (length_us), ALGORITHM = INPLACE, LOCK = NONE;
+
+ALTER TABLE windows
     DROP KEY windows_open_of_service,
-    ADD KEY windows_of_service_by_status (service_name, status, window_from, id);
+    ADD KEY windows_of_service_by_status (service_name, status, window_from, id),
+    ALGORITHM = INPLACE, LOCK = NONE;

@@ -9,6 +9,7 @@ mod events;
 mod heartbeats;
 mod params;
 mod pipeline;
+mod places;
 mod services;
 mod summary;
 mod unheard;
@@ -24,6 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+pub use self::places::Places;
 use self::views::WindowView;
 use super::{Monitor, lookups};
 use crate::db;

@@ -7,27 +7,30 @@
 //! One monitor counts at a time; the others find its row locked and go on. Ingest does no more than
 //! mark what came late, and the sweep adds one row for each window that it closes.
 //!
-//! Why slots are missing is asked afterwards, window by window, because it takes the audit: until
-//! then their verdict is `unknown`. A verdict that may change is asked for again, after a minute at
-//! first and ever more seldom then. Only slots that are missing are judged. Whether the audit denies a
-//! heartbeat that arrived (`phantom`) would have to be asked for every slot there is.
+//! A window that cannot be counted holds up no other: where a step fails that took several, they are
+//! counted one by one, and the mark of the one that fails alone is set aside for a while.
 //!
-//! The totals can be rebuilt: they are emptied, and all closed windows are counted anew, in the order
-//! of their rows, by the same step. What a window added before a rebuild began counts for nothing then.
+//! Why slots are missing is asked afterwards, by `judging`. Until then their verdict is `unknown`.
+//!
+//! The totals can be rebuilt: they are emptied, in steps, and then all closed windows are marked, in the
+//! order of their rows, whenever nothing else waits to be counted. What a window added before a rebuild
+//! began counts for nothing then.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+mod judging;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::judging::judge_once;
+use self::judging::{Judged, judge_at};
+use super::Monitor;
 use super::repository::{self, Turn};
-use super::totals::{Added, Changes};
+use super::totals::Changes;
 use super::window::StoredWindow;
-use super::{Monitor, explain};
-use crate::verdict::Verdict;
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
@@ -36,13 +39,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Most windows of one step, and most slots, unless one window alone has more.
 const WINDOWS_PER_STEP: u32 = 256;
 const SLOTS_PER_STEP: u32 = 20_000;
-/// Most windows that are judged in one step.
-const JUDGED_PER_STEP: u32 = 64;
-/// Soonest time after which a verdict that may change is asked for again.
-const JUDGE_AGAIN: Duration = Duration::from_mins(1);
-
-/// What both ledgers said of slots that are missing, by window and slot.
-type Judged = HashMap<(i64, u32), Verdict>;
+/// When a window is tried again that could not be counted.
+const TRY_AGAIN: Duration = Duration::from_mins(10);
+/// Pause before the turn is asked for again that another monitor has.
+const TURN_AGAIN: Duration = Duration::from_millis(100);
+/// How long a rebuild waits for the turn.
+const REBUILD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Counts and judges until told to stop. An audit that does not answer holds up judging alone.
 ///
@@ -70,7 +72,7 @@ async fn repeat(monitor: &Monitor, what: &str, step: Step, shutdown: &Cancellati
         };
         pause = match outcome {
             Ok(0) => INTERVAL,
-            // Half of the time at the most: heartbeats come first.
+            // As long as the step took: heartbeats come first.
             Ok(_) => began.elapsed(),
             Err(error) => {
                 tracing::warn!(%error, "{what} failed; it will be tried again");
@@ -94,46 +96,97 @@ pub async fn count_all(monitor: &Monitor, now: Timestamp) -> Result<usize, db::E
     }
 }
 
-/// Counts some windows that have closed or changed. Answers how many marks and windows it is done
-/// with; none also if another monitor is counting.
+/// Counts some windows that have closed or changed. Answers how much it has done; nothing also if
+/// another monitor is counting.
 ///
 /// # Errors
 /// When the database does not do its part; then nothing is changed.
 pub async fn count_once(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
+    let began = Instant::now();
+    match count_marked(monitor, None, now).await {
+        Err(error) if is_of_one_window(&error, began) => count_one_by_one(monitor, now).await,
+        ended => ended,
+    }
+}
+
+/// Counts the windows of some marks, or of one alone.
+async fn count_marked(
+    monitor: &Monitor,
+    only: Option<(i64, i64)>,
+    now: Timestamp,
+) -> Result<usize, db::Error> {
     db::long_transaction(&monitor.pool, "count windows", move |connection| {
         Box::pin(async move {
             let Some(turn) = repository::take_turn(connection).await? else { return Ok(0) };
-            let anew = recount(connection, turn, now).await?;
-            let marks = repository::marks(connection, WINDOWS_PER_STEP).await?;
-            let ids: BTreeSet<i64> = marks.iter().map(|(_, window)| *window).collect();
-            let mut windows = repository::closed_windows(connection, &ids).await?;
-            let ids: Vec<i64> = marks.iter().map(|(_, window)| *window).collect();
+            if turn.is_emptying() {
+                repository::empty_some(connection).await?;
+                return Ok(1);
+            }
+            let waiting = match only {
+                Some(mark) => vec![mark],
+                None => repository::marks(connection, WINDOWS_PER_STEP, now).await?,
+            };
+            let ids: Vec<i64> = waiting.iter().map(|(_, window)| *window).collect();
+            let distinct = ids.iter().copied().collect();
+            let mut windows = repository::closed_windows(connection, &distinct).await?;
             let taken = as_far_as_there_is_room(&ids, &windows);
-            let marks: Vec<i64> = marks.iter().take(taken).map(|(mark, _)| *mark).collect();
+            let marks: Vec<i64> = waiting.iter().take(taken).map(|(mark, _)| *mark).collect();
             windows.retain(|id, _| ids[..taken].contains(id));
             add(connection, turn, &windows, &Judged::new(), now).await?;
             repository::delete_marks(connection, &marks).await?;
-            Ok(anew + marks.len())
+            let is_all = only.is_none() && taken < WINDOWS_PER_STEP as usize && taken == ids.len();
+            let anew = if is_all { mark_more(connection, turn).await? } else { 0 };
+            Ok(marks.len() + anew)
         })
     })
     .await
 }
 
-/// Counts some closed windows anew, while the totals are being rebuilt. Answers how many.
-async fn recount(
-    connection: &mut db::Connection,
-    turn: Turn,
-    now: Timestamp,
-) -> Result<usize, db::Error> {
+/// Marks some closed windows that are to be counted anew, while the totals are being rebuilt and
+/// nothing else waits. Answers how many. When there are none left, all have been counted.
+async fn mark_more(connection: &mut db::Connection, turn: Turn) -> Result<usize, db::Error> {
     let Some(recounted_to) = turn.recounted_to else { return Ok(0) };
     let ids = repository::closed_after(connection, recounted_to, WINDOWS_PER_STEP).await?;
-    let set = ids.iter().copied().collect();
-    let mut windows = repository::closed_windows(connection, &set).await?;
-    let taken = as_far_as_there_is_room(&ids, &windows);
-    windows.retain(|id, _| ids[..taken].contains(id));
-    add(connection, turn, &windows, &Judged::new(), now).await?;
-    repository::store_recounted(connection, ids[..taken].last().copied()).await?;
-    Ok(taken)
+    repository::mark_uncounted(connection, &ids).await?;
+    repository::store_recounted(connection, ids.last().copied()).await?;
+    Ok(ids.len())
+}
+
+/// Counts the windows of marks one by one, until one fails alone, and sets that one aside. Answers
+/// how many marks it is done with.
+async fn count_one_by_one(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
+    let waiting = db::patiently(async {
+        let mut connection = monitor.pool.acquire().await?;
+        repository::marks(&mut connection, WINDOWS_PER_STEP, now).await
+    })
+    .await?;
+    for (done, (mark, window)) in waiting.iter().copied().enumerate() {
+        let began = Instant::now();
+        match count_marked(monitor, Some((mark, window)), now).await {
+            Ok(_) => {}
+            Err(error) if is_of_one_window(&error, began) => {
+                tracing::error!(window, %error, "a window is not counted; it will be tried again");
+                let again = now.plus(TRY_AGAIN);
+                db::transaction(&monitor.pool, "set a window aside", move |connection| {
+                    Box::pin(repository::set_mark_aside(connection, mark, again))
+                })
+                .await?;
+                return Ok(done + 1);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(waiting.len())
+}
+
+/// Whether a failure may be that of one window, so that others are better off without it: its rows
+/// cannot be read or stored, or take too long.
+fn is_of_one_window(error: &db::Error, began: Instant) -> bool {
+    match error.class {
+        db::Class::Bug | db::Class::Data => true,
+        db::Class::Unavailable => began.elapsed() >= db::LONG_PATIENCE,
+        db::Class::Retry | db::Class::Reconnect | db::Class::Configuration => false,
+    }
 }
 
 /// How many of some windows to take, so that their slots are not too many. At least one, if there
@@ -177,81 +230,36 @@ async fn add(
     repository::store_last(connection, &last).await
 }
 
-/// When to ask why slots of a window are missing: at once, if nobody has; later, if what was said
-/// may change; never, if it is final.
-fn judge_at(
-    window: &StoredWindow,
-    added: &Added,
-    judged: &Judged,
-    now: Timestamp,
-) -> Option<Timestamp> {
-    if added.missing() == 0 {
-        return None;
-    }
-    let verdicts = judged.iter().filter(|((id, _), _)| *id == window.id);
-    let mut verdicts = verdicts.map(|(_, verdict)| *verdict).peekable();
-    if verdicts.peek().is_none() {
-        return Some(now);
-    }
-    let age = window.window.ends_at().until(now);
-    (!verdicts.all(is_final)).then(|| now.plus(JUDGE_AGAIN.max(age / 2)))
-}
-
-/// Whether a verdict of a slot that is missing changes only if its heartbeat arrives after all.
-const fn is_final(verdict: Verdict) -> bool {
-    matches!(verdict, Verdict::NeverSent | Verdict::SenderDown | Verdict::DeadLettered)
-}
-
-/// Asks both ledgers why slots of some windows are missing, and adds what they say. Answers how
-/// many windows.
-///
-/// # Errors
-/// When the monitor's own database does not do its part; then nothing is changed.
-pub async fn judge_once(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
-    let due = repository::to_judge(&monitor.pool, now, JUDGED_PER_STEP);
-    let ids = db::patiently(due).await?;
-    if ids.is_empty() {
-        return Ok(0);
-    }
-    let windows = repository::windows_by_id(&monitor.pool, &ids).await?;
-    // Those of which there is no window any more would be asked for again and again.
-    let mut done = BTreeSet::from_iter(ids);
-    let (mut judged, mut slots) = (Judged::new(), 0);
-    for window in &windows {
-        if slots >= SLOTS_PER_STEP {
-            done.remove(&window.id);
-            continue;
-        }
-        slots += window.window.slots();
-        let explained = explain::explain(monitor, window, now).await?;
-        for slot in explained.slots {
-            if slot.event.is_some_and(|event| event.is_missing()) {
-                judged.insert((window.id, slot.number), slot.verdict);
-            }
-        }
-    }
-    let (done, judged) = (Arc::new(done), Arc::new(judged));
-    db::long_transaction(&monitor.pool, "count verdicts", move |connection| {
-        let (done, judged) = (Arc::clone(&done), Arc::clone(&judged));
-        Box::pin(async move {
-            let turn = repository::await_turn(connection).await?;
-            repository::forget_to_judge(connection, &done).await?;
-            let windows = repository::closed_windows(connection, &done).await?;
-            add(connection, turn, &windows, &judged, now).await?;
-            Ok(done.len())
-        })
-    })
-    .await
-}
-
 /// Empties the totals and has them counted anew from what is stored. Monitors do so in the
 /// background, also after a restart; until they have, the totals are too small.
 ///
 /// # Errors
 /// When the database does not do its part; then nothing is changed.
 pub async fn rebuild(monitor: &Monitor) -> Result<(), db::Error> {
-    db::long_transaction(&monitor.pool, "begin to count anew", move |connection| {
-        Box::pin(repository::begin_recount(connection))
+    with_turn(REBUILD_PATIENCE, || {
+        db::transaction(&monitor.pool, "begin to count anew", |connection| {
+            Box::pin(async move {
+                let Some(_) = repository::take_turn(connection).await? else { return Ok(None) };
+                repository::begin_recount(connection).await.map(Some)
+            })
+        })
     })
     .await
+}
+
+/// Tries until nobody else has the turn. Between, it is in no transaction.
+async fn with_turn<T, F>(patience: Duration, attempt: impl Fn() -> F) -> Result<T, db::Error>
+where
+    F: Future<Output = Result<Option<T>, db::Error>>,
+{
+    let began = Instant::now();
+    loop {
+        if let Some(done) = attempt().await? {
+            return Ok(done);
+        }
+        if began.elapsed() >= patience {
+            return Err(db::Error::contended("the totals"));
+        }
+        tokio::time::sleep(TURN_AGAIN).await;
+    }
 }

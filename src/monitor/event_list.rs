@@ -4,6 +4,9 @@
 //! last slot to its first: so it is served by the windows' indexes and the key of events. Where
 //! windows of several services overlap, their events do not interleave.
 //!
+//! A heartbeat may be stamped at another time than that of its window. Between two instants are those
+//! events whose stamp is, of windows that reach into that span.
+//!
 //! What one request may look at is bounded, so that a page may hold fewer events than it could, or
 //! none, where very many windows hold nothing that is asked for. There is more as long as it says
 //! where the next begins.
@@ -26,6 +29,9 @@ const MORE_WINDOWS: u32 = 512;
 const SLOTS_AT_ONCE: u32 = 2_000;
 /// Most windows that are asked for together.
 const WINDOWS_AT_ONCE: usize = 256;
+/// How long before its window starts a heartbeat may be stamped and still fall into a slot of it, in
+/// microseconds: a tenth of the longest tick.
+const MOST_EARLY_US: i64 = 360 * 1_000_000;
 
 /// What events say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
@@ -118,28 +124,26 @@ pub(super) async fn page(
         }
         return Ok(listing.page);
     }
-    let after = match wanted.from {
-        // No window that starts before reaches as far.
-        Some(from) => Some(from.plus_micros(-repository::longest_window_us(pool).await?)),
-        None => None,
+    let all = Candidates {
+        service: wanted.service.as_ref(),
+        status: (wanted.status == Some(EventStatus::Missing)).then_some(WindowStatus::Alert),
+        before: wanted.to.map(|to| to.plus_micros(MOST_EARLY_US)),
+        begin: wanted.after.map(|place| (place.from, place.id)),
+        ..Candidates::default()
     };
-    let mut begin = wanted.after.map(|place| (place.from, place.id));
-    let mut number = FIRST_WINDOWS;
-    loop {
-        let service = wanted.service.as_ref();
-        let status = (wanted.status == Some(EventStatus::Missing)).then_some(WindowStatus::Alert);
-        let candidates = Candidates { service, status, after, before: wanted.to, begin };
-        let windows = repository::candidates(pool, &candidates, number).await?;
-        if !listing.read_all(&windows).await? {
-            return Ok(listing.page);
-        }
-        match windows.last().filter(|_| windows.len() >= number as usize) {
-            // Asked for again with those behind it, it is known to have been looked at.
-            Some(last) => begin = Some(listing.skip(last)),
-            None => return Ok(listing.page),
-        }
-        number = MORE_WINDOWS;
+    let Some(from) = wanted.from else {
+        listing.read_from(all).await?;
+        return Ok(listing.page);
+    };
+    // No window that starts before reaches as far, but for the long ones.
+    let longest_us = repository::longest_window_us(pool).await?;
+    let after = from.plus_micros(-longest_us.min(repository::DAY_US));
+    let goes_on = listing.read_from(Candidates { after: Some(after), ..all.clone() }).await?;
+    if goes_on && longest_us > repository::DAY_US {
+        let before = Some(after.plus_micros(1));
+        listing.read_from(Candidates { before, long_until: Some(from), ..all }).await?;
     }
+    Ok(listing.page)
 }
 
 /// A page in the making.
@@ -161,6 +165,23 @@ impl<'m> Listing<'m> {
         let filter = EventFilter { status, from: wanted.from, to: wanted.to };
         let (limit, page) = (limit as usize, Page::default());
         Self { monitor, wanted, filter, limit, done: wanted.after, windows: 0, slots: 0, page }
+    }
+
+    /// Looks at windows from the latest start to the earliest. Answers whether to go on.
+    async fn read_from(&mut self, mut candidates: Candidates<'_>) -> Result<bool, db::Error> {
+        let mut number = FIRST_WINDOWS;
+        loop {
+            let windows = repository::candidates(&self.monitor.pool, &candidates, number).await?;
+            if !self.read_all(&windows).await? {
+                return Ok(false);
+            }
+            match windows.last().filter(|_| windows.len() >= number as usize) {
+                // Asked for again with those behind it, it is known to have been looked at.
+                Some(last) => candidates.begin = Some(self.skip(last)),
+                None => return Ok(true),
+            }
+            number = MORE_WINDOWS;
+        }
     }
 
     /// Goes on behind a window. Answers where that is.

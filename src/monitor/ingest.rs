@@ -247,11 +247,8 @@ async fn store(monitor: &Monitor, batch: Batch, now: Timestamp) -> Result<Writte
                 .filter(|(_, stored)| **stored == Stored::Late)
                 .map(|((window_id, _), _)| *window_id)
                 .collect();
-            let mut settled = Vec::new();
-            for window_id in revised {
-                let status = repository::revise_closed(connection, window_id, now).await?;
-                settled.extend(status.map(|status| (window_id, status)));
-            }
+            let revised = Vec::from_iter(revised);
+            let settled = repository::revise_closed(connection, &revised, now).await?;
             Ok(Written { before, settled })
         })
     })

@@ -33,14 +33,14 @@ pub(super) use conditions::{
     RecordedCondition, begin_stalls, conditions, count_stalled, store_conditions,
 };
 pub(super) use counting::{
-    Turn, add_up, added_before, await_turn, begin_recount, closed_after, closed_windows,
-    delete_marks, forget_to_judge, is_recounting, marks, store_added, store_last, store_recounted,
-    take_turn, to_judge,
+    Turn, add_up, added_before, begin_recount, closed_after, closed_windows, count_marks,
+    delete_marks, empty_some, is_recounting, mark_uncounted, marks, set_judge_at, set_mark_aside,
+    store_added, store_last, store_recounted, take_turn, to_judge,
 };
 pub(super) use due::{ClaimLimits, claim_due, due_next, hold, lock_window, over};
 pub(super) use event_pages::{
-    Candidate, Candidates, EventFilter, ListedEvent, candidates, events_of_one, events_of_several,
-    longest_window_us, only_candidate,
+    Candidate, Candidates, DAY_US, EventFilter, ListedEvent, candidates, events_of_one,
+    events_of_several, longest_window_us, only_candidate,
 };
 pub(super) use events::{
     Arrived, EventRow, MissingSlot, SlotEvent, Stored, arrived, insert_events, insert_missing,

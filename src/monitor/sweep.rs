@@ -10,6 +10,7 @@
 //! heartbeat gets in first, the primary key lets the heartbeat win, and what is there then is
 //! counted, so that the counts of a closed window always add up.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -146,25 +147,24 @@ pub async fn sweep_once(monitor: &Monitor, now: Timestamp) -> Result<Vec<i64>, d
 /// When the database does not do its part; then nothing is changed.
 pub async fn settle_once(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
     let rules = monitor.closing_rules(now).await?;
-    let settled = db::long_transaction(&monitor.pool, "settle windows", move |connection| {
-        Box::pin(async move {
-            let due_by = rules.by_watermark();
-            let windows = repository::claim_unobserved(connection, due_by, STEP.windows).await?;
-            let mut settled = Vec::with_capacity(windows.len());
-            for (id, service) in windows {
-                settled.push((service, repository::settle_unobserved(connection, id, now).await?));
-            }
-            Ok(settled)
+    let (windows, settled) =
+        db::long_transaction(&monitor.pool, "settle windows", move |connection| {
+            Box::pin(async move {
+                let due_by = rules.by_watermark();
+                let windows =
+                    repository::claim_unobserved(connection, due_by, STEP.windows).await?;
+                let windows: BTreeMap<i64, String> = windows.into_iter().collect();
+                let ids: Vec<i64> = windows.keys().copied().collect();
+                let settled = repository::settle_unobserved(connection, &ids, now).await?;
+                Ok((windows, settled))
+            })
         })
-    })
-    .await?;
-    for (service, status) in &settled {
-        // One that is missing a slot for certain was an alert before.
-        if let Some(status) = status {
-            monitor.metrics.settled(service, *status);
-        }
+        .await?;
+    // One that is missing a slot for certain was an alert before, and is not among them.
+    for (id, status) in settled {
+        monitor.metrics.settled(&windows[&id], status);
     }
-    Ok(settled.len())
+    Ok(windows.len())
 }
 
 /// Closes every window that may close, on request, and says which are held.

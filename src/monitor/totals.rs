@@ -4,6 +4,9 @@
 //! until then nothing is decided about what has not arrived. When it changes afterwards, because a
 //! heartbeat came late or the truth about what could not be observed is known, what it added is
 //! taken away and what it says now is added.
+//!
+//! A slot counts in the five minutes in which it was due. A window of more than a week is measured in
+//! days: a slot of it counts at the beginning of its day, so that no window changes very many totals.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +18,8 @@ use crate::verdict::Verdict;
 use crate::wire::Timestamp;
 
 const MICROS_PER_MINUTE: i64 = 60_000_000;
+/// Longest window of which slots count to five minutes, in microseconds.
+const LONGEST_TO_THE_SLICE_US: i64 = 7 * Span::Day.micros();
 
 /// How long a span is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,10 +118,15 @@ impl Count {
 }
 
 /// Counts of some slots and windows, or the difference between two of them.
+///
+/// What is zero is not stored, so that counts may be added to these one day. A program that does not
+/// know one refuses to read it: it would leave it behind when it takes away what was added.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Totals {
     /// In the order of [`Count::ALL`].
-    pub counts: [i64; 9],
+    #[serde(with = "by_name")]
+    pub counts: [i64; Count::ALL.len()],
     /// Slots by what became of them.
     pub verdicts: BTreeMap<Verdict, i64>,
     /// Heartbeats by how long they took.
@@ -164,6 +174,33 @@ impl Totals {
     }
 }
 
+/// Counts as they are stored: by their names.
+mod by_name {
+    use std::collections::BTreeMap;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Count;
+
+    type Counts = [i64; Count::ALL.len()];
+
+    pub(super) fn serialize<S: Serializer>(counts: &Counts, to: S) -> Result<S::Ok, S::Error> {
+        let named = Count::ALL.iter().map(|count| (count.name(), counts[*count as usize]));
+        to.collect_map(named.filter(|(_, number)| *number != 0))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Counts, D::Error> {
+        let mut counts = Counts::default();
+        for (name, number) in BTreeMap::<String, i64>::deserialize(from)? {
+            let count = Count::ALL.into_iter().find(|count| count.name() == name);
+            let count = count.ok_or_else(|| D::Error::custom(format!("{name} is not counted")))?;
+            counts[count as usize] = number;
+        }
+        Ok(counts)
+    }
+}
+
 /// A slot of a closed window, as far as it matters to totals.
 #[derive(Clone, Copy, Debug)]
 pub struct CountedSlot {
@@ -199,14 +236,13 @@ impl Added {
             Some(_) => Verdict::OnTime,
             None => judged.unwrap_or(Verdict::Unknown),
         };
-        self.slice(window.window.due(slot.slot)).add_slot(slot, verdict);
+        self.slice(window, slot.slot).add_slot(slot, verdict);
     }
 
     /// Adds the window itself, after all its slots, and its unscheduled heartbeats.
     pub fn add_window(&mut self, window: &StoredWindow, unscheduled: i64) {
         let is_complete = self.missing() == 0;
-        let last = window.window.due(window.window.slots().saturating_sub(1));
-        let totals = self.slice(last);
+        let totals = self.slice(window, window.window.slots().saturating_sub(1));
         totals.count(Count::Unscheduled, unscheduled);
         totals.count(if is_complete { Count::ClosedWindows } else { Count::AlertWindows }, 1);
     }
@@ -222,8 +258,12 @@ impl Added {
         self.0.iter().map(|(begin, totals)| (Timestamp::from_micros(*begin), totals))
     }
 
-    fn slice(&mut self, at: Timestamp) -> &mut Totals {
-        self.0.entry(Span::Slice.begin(at).micros()).or_default()
+    /// Where a slot counts.
+    fn slice(&mut self, StoredWindow { window, .. }: &StoredWindow, slot: u32) -> &mut Totals {
+        let length_us = window.ends_at().micros() - window.from().micros();
+        let is_long = length_us > LONGEST_TO_THE_SLICE_US;
+        let span = if is_long { Span::Day } else { Span::Slice };
+        self.0.entry(span.begin(window.due(slot)).micros()).or_default()
     }
 }
 
@@ -254,7 +294,11 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::monitor::window::{Counts, WindowStatus};
+    use crate::wire::{Rates, Tick, Window};
 
     #[test]
     fn spans_begin_at_or_before_what_they_hold() {
@@ -286,9 +330,60 @@ mod tests {
 
     #[test]
     fn what_was_added_is_stored_and_read_back() {
-        let mut added = Added::default();
-        added.slice(Timestamp::from_micros(-1)).verdicts.insert(Verdict::NeverSent, 3);
+        let mut totals = Totals::default();
+        totals.count(Count::Missing, 3);
+        totals.verdicts.insert(Verdict::NeverSent, 3);
+        let added = Added(BTreeMap::from([(-1, totals)]));
         let text = serde_json::to_string(&added).unwrap();
+        let stored =
+            r#"{"-1":{"counts":{"missing_reports":3},"verdicts":{"never_sent":3},"latencies":{}}}"#;
+        assert_eq!(text, stored);
         assert_eq!(serde_json::from_str::<Added>(&text).unwrap(), added);
+        let later = text.replace("missing_reports", "odd_reports");
+        assert!(serde_json::from_str::<Added>(&later).is_err(), "of a later program");
+        let none = serde_json::from_str::<Added>(r#"{"-1":{}}"#).unwrap();
+        assert_eq!(none, Added(BTreeMap::from([(-1, Totals::default())])));
+    }
+
+    #[test]
+    fn no_window_changes_very_many_totals() {
+        let from = Timestamp::parse("2014-11-21T10:00:00Z").unwrap();
+        let stored = |tick_us: i64, slots: u32| {
+            let to = from.plus_micros(tick_us * i64::from(slots));
+            let tick = Tick::from_micros(tick_us).unwrap();
+            let (uuid, service) = (Uuid::nil(), "a".parse().unwrap());
+            let window = Window::new(uuid, service, (from, to), tick, Rates::default()).unwrap();
+            StoredWindow {
+                id: 1,
+                window,
+                status: WindowStatus::Alert,
+                counts: Counts::default(),
+                unscheduled: 0,
+                via_stream: false,
+                clock_offset_us: None,
+                held_from_us: None,
+                created_at: from,
+                updated_at: from,
+                closed_at: Some(to),
+            }
+        };
+        let (hour, week) = (Span::Hour.micros(), 7 * 24);
+        for (slots, most) in [(week, 700), (week + 1, 60), (100_000, 26_000)] {
+            let window = stored(hour, slots);
+            let mut added = Added::default();
+            for slot in 0..slots {
+                added.add_slot(
+                    &window,
+                    &CountedSlot { slot, arrived: None, is_unobserved: false },
+                    None,
+                );
+            }
+            added.add_window(&window, 0);
+            assert_eq!(added.missing(), i64::from(slots));
+            let mut changes = Changes::default();
+            changes.add("a", &added, 1);
+            let changes = changes.into_real();
+            assert!(changes.len() <= most, "{slots} slots change {} totals", changes.len());
+        }
     }
 }

@@ -15,6 +15,7 @@ mod support;
 mod chaos;
 mod cli;
 mod compose;
+mod counting;
 mod database;
 mod dead_letters;
 mod deploy;

@@ -1,17 +1,18 @@
-//! What the queries of the API cost: on a database that is not small, no statement looks at more
+//! What the queries of the API cost, and those of counting: on a database that is not small, no statement looks at more
 //! than a part of it.
 //!
 //! The server of this test is its own, because its log of all statements is. Each statement that
-//! it was asked by the API is explained, and then run again on a connection whose rows are counted.
+//! it was asked is explained, and then run again on a connection whose rows are counted.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use heartbeat::clock;
 use heartbeat::config::{DatabaseArgs, DatabaseUrl};
 use heartbeat::db;
 use heartbeat::local::{Database, Options};
-use heartbeat::monitor::Monitor;
 use heartbeat::monitor::totals::Count;
+use heartbeat::monitor::{Monitor, counting};
 use reqwest::StatusCode;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Row};
@@ -24,8 +25,17 @@ const SLOTS: u32 = 10;
 /// Most rows that one statement may look at; a page of events looks at about 2,000.
 const MOST_ROWS: i64 = 6_000;
 /// Tables that grow, and what statements call them for short.
-const LARGE: [&str; 8] =
-    ["windows", "w", "events", "e", "s", "unscheduled_events", "report_totals", "report_windows"];
+const LARGE: [&str; 9] = [
+    "windows",
+    "w",
+    "events",
+    "e",
+    "s",
+    "unscheduled_events",
+    "report_totals",
+    "counted_windows",
+    "report_windows",
+];
 
 async fn run(connection: &mut MySqlConnection, statement: &str) {
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await.unwrap();
@@ -84,7 +94,18 @@ async fn fill(connection: &mut MySqlConnection) {
         )
         .await;
     }
-    run(connection, "ANALYZE TABLE windows, events, report_totals").await;
+    run(
+        connection,
+        &format!(
+            "INSERT INTO counted_windows (window_id, epoch, added, judge_at) SELECT id, 1, '{{}}', \
+             IF(status = 'ALERT', closes, NULL) FROM (SELECT id, status, ends_at AS closes \
+             FROM windows WHERE status <> 'OPEN' AND id <= {WINDOWS} - 600) w; \
+             INSERT INTO uncounted_windows (window_id) SELECT id FROM windows \
+             WHERE status <> 'OPEN' AND id > {WINDOWS} - 600"
+        ),
+    )
+    .await;
+    run(connection, "ANALYZE TABLE windows, events, report_totals, counted_windows").await;
 }
 
 /// Stores as many windows in an audit: first those of one service, and then those of another.
@@ -162,10 +183,15 @@ async fn ask(api: &Api) {
 
 /// Every statement that was run meanwhile, with its values.
 async fn statements(log: &mut MySqlConnection, monitor: Monitor) -> Vec<String> {
-    let api = Api::of(monitor).await;
+    let api = Api::of(monitor.clone()).await;
     run(log, "SET GLOBAL log_output = 'TABLE'").await;
     run(log, "SET GLOBAL general_log = ON").await;
     ask(&api).await;
+    // All marks, and then windows that are to be counted anew.
+    for _ in 0..3 {
+        assert!(counting::count_once(&monitor, clock::now()).await.unwrap() > 0);
+    }
+    assert!(counting::judge_once(&monitor, clock::now()).await.unwrap() > 0);
     run(log, "SET GLOBAL general_log = OFF").await;
     let logged = "SELECT DISTINCT CONVERT(argument USING utf8mb4) FROM mysql.general_log \
         WHERE command_type = 'Execute'";
@@ -221,6 +247,15 @@ async fn no_query_looks_at_more_than_a_part_of_a_table() {
     let mut audit = fill_audit(&server.url("payments")).await;
     let statements = statements(&mut connection, monitor).await;
     assert!(statements.len() > 40, "{statements:#?}");
+    for part in [
+        "FROM uncounted_windows",
+        "status <> 'OPEN' AND id IN",
+        "SELECT span, service_name",
+        "AND status <> 'OPEN' ORDER BY id",
+        "judge_at <=",
+    ] {
+        assert!(statements.iter().any(|statement| statement.contains(part)), "{part}");
+    }
     let mut expensive = Vec::new();
     for statement in &statements {
         let is_of_audit =

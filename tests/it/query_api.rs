@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{Api, Ground, announcement, entry_id, error, heartbeat};
+use crate::support::{Api, Ground, announcement, entry_id, error, eventually, heartbeat};
 
 /// A window of a service with so many slots of 10 s.
 fn window(service: &str, from: Timestamp, slots: i64) -> Window {
@@ -75,16 +75,83 @@ async fn events_are_listed_page_by_page_the_newest_first() {
     assert!(event["stream_id"].is_string() && event["recorded_at"].is_string());
     assert_eq!(event["timestamp"], older.due(1).to_string());
     for limit in 1..=8 {
-        let mut found = Vec::new();
-        let mut path = format!("/api/monitor/events?limit={limit}");
-        loop {
-            let (_, page) = api.get(&path).await;
-            found.extend(listed(&page));
-            let Some(next) = page["next"].as_str() else { break };
-            path = format!("/api/monitor/events?limit={limit}&cursor={next}");
-        }
+        assert_eq!(pages(&api, &format!("limit={limit}")).await, expected, "limit {limit}");
+    }
+}
+
+/// All pages of events.
+async fn pages(api: &Api, query: &str) -> Vec<(String, i64, String)> {
+    let (mut found, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let (_, page) = api.get(&format!("/api/monitor/events?{query}{cursor}")).await;
+        found.extend(listed(&page));
+        let Some(next) = page["next"].as_str() else { return found };
+        cursor = format!("&cursor={next}");
+    }
+}
+
+/// However long a window is, and though its first heartbeat was stamped a little early.
+#[tokio::test]
+async fn events_between_two_instants_are_found_in_windows_that_reach_into_them() {
+    let api = Api::new().await;
+    let now = clock::now();
+    let ago = |hours| now.minus(Duration::from_hours(hours));
+    let (hour, service) = (Tick::from_micros(3_600_000_000).unwrap(), "long".parse().unwrap());
+    let span = (ago(50), ago(2));
+    let long = Window::new(Uuid::new_v4(), service, span, hour, Rates::default()).unwrap();
+    let [old, short] = [window("short", ago(49), 3), window("short", ago(3), 3)];
+    let early = Heartbeat {
+        timestamp: short.from().minus(Duration::from_millis(900)),
+        slot: None,
+        ..heartbeat(&short, 0)
+    };
+    let mut sent: Vec<Heartbeat> = (0..48).map(|slot| heartbeat(&long, slot)).collect();
+    sent.extend([heartbeat(&old, 0), early, heartbeat(&short, 1)]);
+    ingest::ingest(&api.monitor, sent, now).await.unwrap();
+    let row = |window: &Window, slot| (window.uuid.to_string(), slot, "ok".to_owned());
+    let (from, to) = (long.due(45), short.from());
+    let expected = [row(&short, 0), row(&long, 46), row(&long, 45)];
+    for limit in 1..=4 {
+        let found = pages(&api, &format!("from={from}&to={to}&limit={limit}")).await;
         assert_eq!(found, expected, "limit {limit}");
     }
+    assert_eq!(pages(&api, &format!("from={from}&to={to}&service=short")).await, expected[..1]);
+}
+
+/// Whatever is asked for at a time, heartbeats find a connection.
+#[tokio::test]
+async fn lists_leave_connections_to_heartbeats() {
+    let api = Api::new().await;
+    let mut other = api.monitor.pool.acquire().await.unwrap();
+    sqlx::raw_sql("LOCK TABLES report_totals WRITE").execute(&mut *other).await.unwrap();
+    let asked = (0..20).map(|_| api.get("/api/monitor/stats/daily"));
+    let answering = async {
+        let asked = futures_util::future::join_all(asked).await;
+        asked.iter().filter(|(status, _)| *status == StatusCode::OK).count()
+    };
+    let taking = async {
+        let now = clock::now();
+        let window = window("a", now, 20);
+        for slot in 0..20 {
+            ingest::ingest(&api.monitor, vec![heartbeat(&window, slot)], now).await.unwrap();
+        }
+        // By now each of the others waits for the table, or has been sent away.
+        let waiting = "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
+            WHERE DB = DATABASE() AND STATE LIKE 'Waiting for table%'";
+        eventually("four wait", async || {
+            let found: i64 =
+                sqlx::query_scalar(waiting).fetch_one(&api.monitor.pool).await.unwrap();
+            (found == 4).then_some(())
+        })
+        .await;
+        let (status, refused) = api.get("/api/monitor/services").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(error(&refused).contains("too many lists"), "{refused}");
+        sqlx::raw_sql("UNLOCK TABLES").execute(&mut *other).await.unwrap();
+    };
+    let (answered, ()) = tokio::join!(answering, taking);
+    assert!((4..20).contains(&answered), "{answered} were answered");
+    assert_eq!(api.get("/api/monitor/services").await.0, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -145,7 +212,7 @@ async fn what_cannot_be_answered_is_refused_by_name() {
 #[tokio::test]
 async fn a_summary_adds_up_what_closed_windows_say() {
     let api = Api::new().await;
-    three_windows(&api.monitor).await;
+    let [oldest, ..] = three_windows(&api.monitor).await;
     for query in ["", "?period=1h", "?period=7d&service=a"] {
         let (status, shown) = api.get(&format!("/api/monitor/summary{query}")).await;
         assert_eq!(status, StatusCode::OK, "{shown}");
@@ -162,6 +229,7 @@ async fn a_summary_adds_up_what_closed_windows_say() {
             ("error_rate", json!(0.5)),
             ("missing_rate", json!(1.0 / 3.0)),
             ("verdicts", json!({"on_time": 4, "unknown": 2})),
+            ("uncounted_windows", json!(0)),
             ("rebuilding", json!(false)),
         ] {
             assert_eq!(shown[name], expected, "{query} {name}: {shown}");
@@ -174,6 +242,9 @@ async fn a_summary_adds_up_what_closed_windows_say() {
     let (_, none) = api.get("/api/monitor/summary?service=nobody").await;
     assert_eq!((&none["expected_reports"], &none["error_rate"]), (&json!(0), &Value::Null));
     assert_eq!(none["delivery_latency_seconds"]["p99"], Value::Null);
+    ingest::ingest(&api.monitor, vec![heartbeat(&oldest, 2)], clock::now()).await.unwrap();
+    let (_, late) = api.get("/api/monitor/summary").await;
+    assert_eq!((&late["uncounted_windows"], &late["missing_reports"]), (&json!(1), &json!(2)));
 }
 
 #[tokio::test]
@@ -217,8 +288,13 @@ async fn days_are_listed_by_service_and_can_be_counted_anew() {
 
     assert_eq!(api.post("stats/rebuild", "").await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(api.post_as("stats/rebuild", token).await.0, StatusCode::ACCEPTED);
+    counting::count_once(&api.monitor, clock::now()).await.unwrap();
     let (_, shown) = api.get("/api/monitor/summary?period=7d").await;
     assert_eq!((&shown["rebuilding"], &shown["expected_reports"]), (&json!(true), &json!(0)));
+    for list in ["stats/daily", "services"] {
+        let (_, shown) = api.get(&format!("/api/monitor/{list}")).await;
+        assert_eq!(shown["rebuilding"], true, "{list}");
+    }
     counting::count_all(&api.monitor, clock::now()).await.unwrap();
     assert_eq!(pages("").await, all);
 }
@@ -244,5 +320,31 @@ async fn services_are_listed_with_what_is_known_of_each() {
     assert_eq!(b["open_window"]["window_uuid"], open.uuid.to_string());
     assert_eq!(b["last_heartbeat"]["timestamp"], open.due(1).to_string());
     let (_, none) = api.get("/api/monitor/services?cursor=b").await;
-    assert_eq!(none, json!({"services": [], "next": null}));
+    assert_eq!(none, json!({"services": [], "next": null, "rebuilding": false}));
+}
+
+#[tokio::test]
+async fn the_last_heartbeat_is_the_last_that_arrived_and_never_goes_back() {
+    let api = Api::new().await;
+    let now = clock::now();
+    let ago = |seconds| now.minus(Duration::from_secs(seconds));
+    let (first, second) = (window("a", ago(60), 10), window("a", ago(5), 10));
+    let last = async || {
+        let (_, shown) = api.get("/api/monitor/services").await;
+        let last = &shown["services"][0]["last_heartbeat"]["timestamp"];
+        last.as_str().unwrap_or_default().to_owned()
+    };
+    // The sender's clock was ahead, and has been set right since.
+    let ahead = Heartbeat { timestamp: now.plus(Duration::from_hours(1)), ..heartbeat(&first, 0) };
+    ingest::ingest(&api.monitor, vec![ahead], ago(30)).await.unwrap();
+    ingest::ingest(&api.monitor, vec![heartbeat(&first, 1)], ago(20)).await.unwrap();
+    assert_eq!(last().await, first.due(1).to_string());
+    ingest::announce(&api.monitor, vec![announcement(&second)], now).await.unwrap();
+    assert_eq!(last().await, first.due(1).to_string(), "nothing of the second has arrived");
+    let over = first.ends_at().plus(Duration::from_secs(3));
+    sweep::sweep_all(&api.monitor, over).await.unwrap();
+    counting::count_all(&api.monitor, over).await.unwrap();
+    assert_eq!(last().await, first.due(1).to_string(), "it is kept of the first");
+    ingest::ingest(&api.monitor, vec![heartbeat(&second, 0)], now).await.unwrap();
+    assert_eq!(last().await, second.due(0).to_string());
 }

@@ -66,6 +66,21 @@ async fn ledger(monitor: &Monitor) -> Vec<i64> {
     (0..Count::ALL.len()).map(|column| row.get(column)).collect()
 }
 
+/// The last heartbeat of each service that arrived in a window that has closed, as text: as it is
+/// kept, and by the ledger.
+async fn last_heartbeats(monitor: &Monitor) -> [Vec<String>; 2] {
+    let text = async |question: &'static str| {
+        sqlx::query_scalar::<_, String>(question).fetch_all(&monitor.pool).await.unwrap()
+    };
+    let kept = "SELECT CAST(CONCAT_WS(' ', service_name, recorded_at, report_timestamp) AS CHAR) \
+        FROM last_heartbeats ORDER BY service_name";
+    let ledger = "SELECT CAST(MAX(CONCAT_WS(' ', w.service_name, e.recorded_at, \
+        e.report_timestamp)) AS CHAR) FROM events e JOIN windows w ON w.id = e.window_id \
+        WHERE w.status <> 'OPEN' AND e.status <> 'MISSING' \
+        GROUP BY w.service_name ORDER BY w.service_name";
+    [text(kept).await, text(ledger).await]
+}
+
 /// A window that begins within two hours around midnight, and whether it comes through the stream.
 fn any_window(rng: &mut StdRng) -> (Window, bool) {
     let from = at("2026-11-21T23:00:00Z").plus(Duration::from_secs(rng.random_range(0..7_200)));
@@ -97,7 +112,7 @@ fn any_heartbeats(rng: &mut StdRng, windows: &[(Window, bool)]) -> Vec<Heartbeat
 
 /// One of the things that happen to a monitor.
 async fn anything(monitor: &Monitor, windows: &[(Window, bool)], rng: &mut StdRng, now: Timestamp) {
-    match rng.random_range(0..8) {
+    match rng.random_range(0..10) {
         0..=3 => {
             let heartbeats = any_heartbeats(rng, windows);
             drop(ingest::ingest(monitor, heartbeats, now).await.unwrap());
@@ -120,6 +135,8 @@ async fn anything(monitor: &Monitor, windows: &[(Window, bool)], rng: &mut StdRn
             let told = PipelineReport { dead_letters: vec![letter], ..report(watermark) };
             pipeline::accept(monitor, told, now).await.unwrap();
         }
+        7 => drop(counting::judge_once(monitor, now).await.unwrap()),
+        8 if rng.random_ratio(1, 6) => counting::rebuild(monitor).await.unwrap(),
         _ => drop(counting::count_once(monitor, now).await.unwrap()),
     }
 }
@@ -137,8 +154,8 @@ async fn give_up_on_one(monitor: &Monitor, from: Timestamp) {
     sweep::sweep_all(monitor, over).await.unwrap();
 }
 
-/// Two monitors take heartbeats, duplicates and late ones, close, give up on, settle and count
-/// windows, at the same time and in any order. What they have counted then is what the ledger says,
+/// Two monitors take heartbeats, duplicates and late ones, close, give up on, settle, count and judge
+/// windows, and begin to count anew, at the same time and in any order. What they have counted then is what the ledger says,
 /// and what is counted from the beginning.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_history_is_counted_as_if_from_the_beginning() {
@@ -178,6 +195,9 @@ async fn any_history_is_counted_as_if_from_the_beginning() {
         assert_eq!(counted(&monitors[0], span).await, expected, "{span:?}");
     }
     assert!(incremental.iter().any(|row| row.contains("dead_lettered")), "{incremental:#?}");
+
+    let [kept_last, last] = last_heartbeats(&monitors[0]).await;
+    assert_eq!(kept_last, last);
 
     counting::rebuild(&monitors[0]).await.unwrap();
     counting::count_all(&monitors[1], later).await.unwrap();

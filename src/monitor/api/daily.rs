@@ -12,6 +12,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::params::{self, BAD_CURSOR};
+use super::places::Place;
 use super::summary::TotalsView;
 use super::{Monitor, PAGE};
 use crate::http::failures::{BadRequest, NotAllowed, OurFault};
@@ -66,6 +67,7 @@ impl DailyQuery {
 pub(super) async fn get_daily(
     State(monitor): State<Monitor>,
     Params(query): Params<DailyQuery>,
+    _place: Place,
 ) -> Result<Json<DailyPage>, ApiError> {
     let limit = http::page_limit(query.limit, PAGE)?;
     // One more than asked for shows whether a next page exists.
@@ -76,8 +78,9 @@ pub(super) async fn get_daily(
         // Every name in the totals has been checked before.
         service.parse().ok().map(|service| DailyCursor(Day(*day), service))
     });
+    let rebuilding = repository::is_recounting(&monitor.pool).await?;
     let days = days.iter().map(|(service, day, totals)| DayView::new(service, *day, totals));
-    Ok(Json(DailyPage { days: days.collect(), next }))
+    Ok(Json(DailyPage { days: days.collect(), next, rebuilding }))
 }
 
 /// Has the totals counted anew from what is stored.
@@ -161,6 +164,8 @@ pub(super) struct DailyPage {
     /// Where the next page begins; none on the last.
     #[schema(value_type = Option<String>)]
     next: Option<DailyCursor>,
+    /// Whether the totals are being counted anew, and too small until then.
+    rebuilding: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::params::{self, BAD_CURSOR};
 use super::views::EventView;
-use super::{Monitor, PAGE};
+use super::{Monitor, PAGE, places};
 use crate::http::failures::{BadRequest, OurFault};
 use crate::http::{self, ApiError, Params};
 use crate::monitor::event_list::{self, EventStatus, Page, Place, Wanted};
@@ -75,6 +75,7 @@ impl EventsQuery {
 pub(super) async fn get_events(
     State(monitor): State<Monitor>,
     Params(query): Params<EventsQuery>,
+    _place: places::Place,
 ) -> Result<Json<EventPage>, ApiError> {
     let limit = http::page_limit(query.limit, PAGE)?;
     let page = event_list::page(&monitor, &query.wanted()?, limit).await?;

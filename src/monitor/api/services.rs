@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::openapi::Object;
 use utoipa::{IntoParams, ToSchema};
 
+use super::places::Place;
 use super::summary::rate;
 use super::{Monitor, params};
 use crate::clock;
@@ -47,6 +48,7 @@ fn limit() -> Object {
 pub(super) async fn get_services(
     State(monitor): State<Monitor>,
     Params(query): Params<ServicesQuery>,
+    _place: Place,
 ) -> Result<Json<ServicePage>, ApiError> {
     let limit = http::page_limit(query.limit, SERVICES)?;
     let after: Option<ServiceName> = params::optional("cursor", query.cursor.as_deref())?;
@@ -60,8 +62,9 @@ pub(super) async fn get_services(
     let names: Vec<String> = known.iter().map(|service| service.name.clone()).collect();
     let since = Span::Hour.begin(now.minus(SUCCESS_OVER));
     let successes = repository::successes(pool, &names, since).await?;
+    let rebuilding = repository::is_recounting(pool).await?;
     let services = known.into_iter().map(|service| ServiceView::new(service, &successes));
-    Ok(Json(ServicePage { services: services.collect(), next }))
+    Ok(Json(ServicePage { services: services.collect(), next, rebuilding }))
 }
 
 /// One page of services, and where the next begins.
@@ -70,6 +73,8 @@ pub(super) struct ServicePage {
     services: Vec<ServiceView>,
     /// Where the next page begins; none on the last.
     next: Option<String>,
+    /// Whether the totals are being counted anew, and too small until then.
+    rebuilding: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

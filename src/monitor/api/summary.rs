@@ -12,6 +12,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::places::Place;
 use super::{Monitor, params};
 use crate::clock;
 use crate::http::failures::{BadRequest, OurFault};
@@ -20,6 +21,9 @@ use crate::monitor::repository;
 use crate::monitor::totals::{Count, Span, Totals};
 use crate::verdict::Verdict;
 use crate::wire::{ServiceName, Timestamp};
+
+/// How many windows that wait to be counted are told apart from many.
+const MOST_UNCOUNTED: u32 = 10_000;
 
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
@@ -81,6 +85,7 @@ impl FromStr for Period {
 pub(super) async fn get_summary(
     State(monitor): State<Monitor>,
     Params(query): Params<SummaryQuery>,
+    _place: Place,
 ) -> Result<Json<SummaryView>, ApiError> {
     let period: Period = params::optional("period", query.period.as_deref())?.unwrap_or_default();
     let service: Option<ServiceName> = params::optional("service", query.service.as_deref())?;
@@ -92,6 +97,7 @@ pub(super) async fn get_summary(
     let hours = repository::sum(pool, Span::Hour, service.as_ref(), (first_hour, to)).await?;
     totals.add(&hours, 1);
     let open = repository::count_open(pool, service.as_ref()).await?;
+    let uncounted_windows = repository::count_marks(pool, MOST_UNCOUNTED).await?;
     let rebuilding = repository::is_recounting(pool).await?;
     Ok(Json(SummaryView {
         period,
@@ -104,6 +110,7 @@ pub(super) async fn get_summary(
             alert: totals.of(Count::AlertWindows),
         },
         totals: TotalsView::from(&totals),
+        uncounted_windows,
         rebuilding,
     }))
 }
@@ -120,6 +127,9 @@ pub(super) struct SummaryView {
     windows: WindowsView,
     #[serde(flatten)]
     totals: TotalsView,
+    /// How often windows of all services have closed or changed since the totals were brought up to
+    /// date; 10,000 stands for as many and more.
+    uncounted_windows: i64,
     /// Whether the totals are being counted anew, and too small until then.
     rebuilding: bool,
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::places::Place;
 use super::views::{SweptView, WindowDetailsView, WindowPage};
 use super::{PAGE, params, stored_window, unknown_window};
 use crate::clock;
@@ -93,6 +94,7 @@ impl WindowsQuery {
 pub(super) async fn get_windows(
     State(monitor): State<Monitor>,
     Params(query): Params<WindowsQuery>,
+    _place: Place,
 ) -> Result<Json<WindowPage>, ApiError> {
     let limit = http::page_limit(query.limit, PAGE)?;
     // One more than asked for shows whether a next page exists.

@@ -55,13 +55,26 @@ pub(in crate::monitor) async fn close(
     mark_uncounted(connection, &ids).await
 }
 
-/// Counts a closed window again, after heartbeats arrived for slots that it was missing, or after
-/// it became known that others will not. Answers its status if it was unobserved before, and is not
-/// any more.
-///
+/// Counts closed windows again, after heartbeats arrived for slots that they were missing, or after
+/// it became known that others will not. Their order must be that of their rows. Answers the status
+/// of those that were unobserved before, and are not any more.
+pub(in crate::monitor) async fn revise_closed(
+    connection: &mut db::Connection,
+    ids: &[i64],
+    now: Timestamp,
+) -> Result<Vec<(i64, WindowStatus)>, db::Error> {
+    let mut settled = Vec::new();
+    for id in ids {
+        let status = revise_one(connection, *id, now).await?;
+        settled.extend(status.map(|status| (*id, status)));
+    }
+    mark_uncounted(connection, ids).await?;
+    Ok(settled)
+}
+
 /// The lock comes before the count: of two transactions that revise the same window, the second
 /// then sees what the first has changed.
-pub(in crate::monitor) async fn revise_closed(
+async fn revise_one(
     connection: &mut db::Connection,
     id: i64,
     now: Timestamp,
@@ -94,7 +107,6 @@ pub(in crate::monitor) async fn revise_closed(
     .bind(id)
     .execute(&mut *connection)
     .await?;
-    mark_uncounted(connection, &[id]).await?;
     if status_before != status || was_unobserved != counts.cause().is_some() {
         remember(connection, &[(id, counts)], now).await?;
     }
@@ -117,19 +129,21 @@ pub(in crate::monitor) async fn claim_unobserved(
     Ok(query.build_query_as().fetch_all(connection).await?)
 }
 
-/// Notes that what could not be observed of a closed window is missing indeed. Answers as
+/// Notes that what could not be observed of closed windows is missing indeed. Answers as
 /// [`revise_closed`]. A late heartbeat locks the event first and the window second, so that either
 /// of the two may have to be tried again.
 pub(in crate::monitor) async fn settle_unobserved(
     connection: &mut db::Connection,
-    id: i64,
+    ids: &[i64],
     now: Timestamp,
-) -> Result<Option<WindowStatus>, db::Error> {
-    sqlx::query("UPDATE events SET cause = NULL WHERE window_id = ? AND cause IS NOT NULL")
-        .bind(id)
-        .execute(&mut *connection)
-        .await?;
-    revise_closed(connection, id, now).await
+) -> Result<Vec<(i64, WindowStatus)>, db::Error> {
+    for id in ids {
+        sqlx::query("UPDATE events SET cause = NULL WHERE window_id = ? AND cause IS NOT NULL")
+            .bind(id)
+            .execute(&mut *connection)
+            .await?;
+    }
+    revise_closed(connection, ids, now).await
 }
 
 /// Adds changes of windows' status to their history.

@@ -9,7 +9,7 @@ use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 
-use super::windows::{COLUMNS, stored};
+use super::windows::{COLUMNS, stored, unscheduled};
 use super::{chunks, push_list};
 use crate::db;
 use crate::monitor::totals::{Added, ArrivedSlot, CountedSlot};
@@ -17,9 +17,14 @@ use crate::monitor::window::StoredWindow;
 use crate::verdict::Verdict;
 use crate::wire::Timestamp;
 
+/// What stands for how far a rebuild has come while the totals are emptied.
+const EMPTYING: i64 = -1;
+/// Most totals that are deleted at a time.
+const DELETED_AT_ONCE: u32 = 5_000;
+
 /// Notes that windows are to be counted, in the transaction that closes or changes them. It only
 /// ever adds rows, so that nobody waits for anybody.
-pub(super) async fn mark_uncounted(
+pub(in crate::monitor) async fn mark_uncounted(
     connection: &mut db::Connection,
     windows: &[i64],
 ) -> Result<(), db::Error> {
@@ -38,8 +43,15 @@ pub(super) async fn mark_uncounted(
 pub(in crate::monitor) struct Turn {
     /// Of the rebuild that began last.
     pub(in crate::monitor) epoch: i32,
-    /// While all closed windows are counted anew: those up to this one have been.
+    /// While all closed windows are counted anew: those up to this one have been marked for it.
     pub(in crate::monitor) recounted_to: Option<i64>,
+}
+
+impl Turn {
+    /// Whether the totals are being emptied, so that nothing may be added to them.
+    pub(in crate::monitor) fn is_emptying(&self) -> bool {
+        self.recounted_to == Some(EMPTYING)
+    }
 }
 
 /// Takes the turn, unless another monitor has it.
@@ -53,16 +65,6 @@ pub(in crate::monitor) async fn take_turn(
     row.as_ref().map(turn).transpose()
 }
 
-/// Waits for the turn.
-pub(in crate::monitor) async fn await_turn(
-    connection: &mut db::Connection,
-) -> Result<Turn, db::Error> {
-    let row = sqlx::query("SELECT epoch, recounted_to FROM counting WHERE id = 1 FOR UPDATE")
-        .fetch_one(connection)
-        .await?;
-    turn(&row)
-}
-
 fn turn(row: &MySqlRow) -> Result<Turn, db::Error> {
     Ok(Turn { epoch: row.try_get("epoch")?, recounted_to: row.try_get("recounted_to")? })
 }
@@ -73,19 +75,31 @@ pub(in crate::monitor) async fn is_recounting(pool: &MySqlPool) -> Result<bool, 
     Ok(sqlx::query_scalar(recounting).fetch_one(pool).await?)
 }
 
-/// Empties the totals, and has every closed window counted anew.
+/// Has the totals emptied, and then every closed window counted anew.
 pub(in crate::monitor) async fn begin_recount(
     connection: &mut db::Connection,
 ) -> Result<(), db::Error> {
-    await_turn(connection).await?;
-    sqlx::query("DELETE FROM report_totals").execute(&mut *connection).await?;
-    sqlx::query("UPDATE counting SET epoch = epoch + 1, recounted_to = 0 WHERE id = 1")
+    sqlx::query("UPDATE counting SET epoch = epoch + 1, recounted_to = ? WHERE id = 1")
+        .bind(EMPTYING)
         .execute(connection)
         .await?;
     Ok(())
 }
 
-/// Notes how far the closed windows have been counted anew; none if all of them have.
+/// Deletes some of the totals that are being emptied. Once there are none, counting anew begins.
+pub(in crate::monitor) async fn empty_some(
+    connection: &mut db::Connection,
+) -> Result<(), db::Error> {
+    let some = "DELETE FROM report_totals ORDER BY span, service_name, begins_at LIMIT ?";
+    let deleted = sqlx::query(some).bind(DELETED_AT_ONCE).execute(&mut *connection).await?;
+    if deleted.rows_affected() > 0 {
+        return Ok(());
+    }
+    store_recounted(connection, Some(0)).await
+}
+
+/// Notes how far the closed windows have been marked for being counted anew; none if all of them
+/// have been counted.
 pub(in crate::monitor) async fn store_recounted(
     connection: &mut db::Connection,
     recounted_to: Option<i64>,
@@ -97,13 +111,42 @@ pub(in crate::monitor) async fn store_recounted(
     Ok(())
 }
 
-/// Marks, oldest first: their number, and the window.
+/// Marks, oldest first: their number, and the window. Where there are no others, one that was set
+/// aside and is to be tried again, alone.
 pub(in crate::monitor) async fn marks(
     connection: &mut db::Connection,
     limit: u32,
+    now: Timestamp,
 ) -> Result<Vec<(i64, i64)>, db::Error> {
-    let marks = sqlx::query_as("SELECT id, window_id FROM uncounted_windows ORDER BY id LIMIT ?");
-    Ok(marks.bind(limit).fetch_all(connection).await?)
+    let fresh = "SELECT id, window_id FROM uncounted_windows WHERE not_before IS NULL \
+        ORDER BY id LIMIT ?";
+    let fresh = sqlx::query_as(fresh).bind(limit).fetch_all(&mut *connection).await?;
+    if !fresh.is_empty() {
+        return Ok(fresh);
+    }
+    let again = "SELECT id, window_id FROM uncounted_windows WHERE not_before <= ? \
+        ORDER BY not_before LIMIT 1";
+    Ok(sqlx::query_as(again).bind(DateTime::<Utc>::from(now)).fetch_all(connection).await?)
+}
+
+/// Sets a mark aside until an instant, because its window cannot be counted.
+pub(in crate::monitor) async fn set_mark_aside(
+    connection: &mut db::Connection,
+    mark: i64,
+    not_before: Timestamp,
+) -> Result<(), db::Error> {
+    sqlx::query("UPDATE uncounted_windows SET not_before = ? WHERE id = ?")
+        .bind(DateTime::<Utc>::from(not_before))
+        .bind(mark)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// How many marks there are, but no more than `most`.
+pub(in crate::monitor) async fn count_marks(pool: &MySqlPool, most: u32) -> Result<i64, db::Error> {
+    let counted = "SELECT COUNT(*) FROM (SELECT 1 FROM uncounted_windows LIMIT ?) u";
+    Ok(sqlx::query_scalar(counted).bind(most).fetch_one(pool).await?)
 }
 
 /// Takes marks away.
@@ -129,7 +172,7 @@ pub(in crate::monitor) async fn closed_after(
     Ok(sqlx::query_scalar(closed).bind(id).bind(limit).fetch_all(connection).await?)
 }
 
-/// Those of some windows that have closed, by their rows. One that cannot be read is left out.
+/// Those of some windows that have closed, by their rows.
 pub(in crate::monitor) async fn closed_windows(
     connection: &mut db::Connection,
     ids: &BTreeSet<i64>,
@@ -141,23 +184,21 @@ pub(in crate::monitor) async fn closed_windows(
         query.push("WHERE status <> 'OPEN' AND id IN ");
         push_list(&mut query, chunk.iter().copied());
         for row in &query.build().fetch_all(&mut *connection).await? {
-            if let Ok(window) =
-                stored(row).inspect_err(|error| tracing::error!(%error, "not counted"))
-            {
-                found.insert(window.id, window);
-            }
+            let window = stored(row)?;
+            found.insert(window.id, window);
         }
     }
     Ok(found)
 }
 
-/// A heartbeat that may be the last of its service.
+/// A heartbeat that may be the last of its service: the last that arrived, by the monitor's clock.
+/// A sender's clock may be ahead.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::monitor) struct LastHeartbeat {
-    /// The sender's clock.
-    pub(in crate::monitor) timestamp: Timestamp,
     /// The monitor's clock.
     pub(in crate::monitor) recorded_at: Timestamp,
+    /// The sender's clock.
+    pub(in crate::monitor) timestamp: Timestamp,
     pub(in crate::monitor) stream_id: Option<String>,
 }
 
@@ -194,7 +235,7 @@ pub(in crate::monitor) async fn add_up(
     }
     let unscheduled = unscheduled(connection, &ids).await?;
     for (id, added) in &mut added {
-        added.add_window(&windows[id], unscheduled.get(id).copied().unwrap_or(0));
+        added.add_window(&windows[id], unscheduled.get(id).copied().unwrap_or(0).into());
     }
     Ok((added, last))
 }
@@ -215,23 +256,7 @@ fn counted_slot(row: &MySqlRow) -> Result<(CountedSlot, Option<LastHeartbeat>), 
     };
     let slot = CountedSlot { slot, arrived: Some(arrived), is_unobserved: false };
     let stream_id = row.try_get("stream_id")?;
-    Ok((slot, Some(LastHeartbeat { timestamp, recorded_at, stream_id })))
-}
-
-async fn unscheduled(
-    connection: &mut db::Connection,
-    ids: &[i64],
-) -> Result<HashMap<i64, i64>, db::Error> {
-    let mut counted = HashMap::new();
-    for chunk in chunks(ids) {
-        let mut query = QueryBuilder::<MySql>::new(
-            "SELECT window_id, COUNT(*) FROM unscheduled_events WHERE window_id IN ",
-        );
-        push_list(&mut query, chunk.iter().copied());
-        query.push(" GROUP BY window_id");
-        counted.extend(query.build_query_as::<(i64, i64)>().fetch_all(&mut *connection).await?);
-    }
-    Ok(counted)
+    Ok((slot, Some(LastHeartbeat { recorded_at, timestamp, stream_id })))
 }
 
 /// What windows have added to the totals of an epoch so far; nothing for one that has not.
@@ -288,27 +313,28 @@ pub(in crate::monitor) async fn store_added(
     Ok(())
 }
 
-/// Windows of which it is time to ask both ledgers why slots are missing.
+/// Windows of which it is time to ask both ledgers why slots are missing, the newest first, locked
+/// for this transaction; none that another transaction holds.
 pub(in crate::monitor) async fn to_judge(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     now: Timestamp,
     limit: u32,
 ) -> Result<Vec<i64>, db::Error> {
-    let due = "SELECT window_id FROM counted_windows WHERE judge_at <= ? ORDER BY judge_at LIMIT ?";
+    let due = "SELECT window_id FROM counted_windows WHERE judge_at <= ? \
+        ORDER BY judge_at DESC, window_id DESC LIMIT ? FOR UPDATE SKIP LOCKED";
     let due = sqlx::query_scalar(due).bind(DateTime::<Utc>::from(now)).bind(limit);
-    Ok(due.fetch_all(pool).await?)
+    Ok(due.fetch_all(connection).await?)
 }
 
-/// Takes away when to judge some windows.
-pub(in crate::monitor) async fn forget_to_judge(
+/// Notes when to judge some windows; none stands for never.
+pub(in crate::monitor) async fn set_judge_at(
     connection: &mut db::Connection,
-    ids: &BTreeSet<i64>,
+    ids: &[i64],
+    judge_at: Option<Timestamp>,
 ) -> Result<(), db::Error> {
-    let ids: Vec<i64> = ids.iter().copied().collect();
-    for chunk in chunks(&ids) {
-        let mut query = QueryBuilder::<MySql>::new(
-            "UPDATE counted_windows SET judge_at = NULL WHERE window_id IN ",
-        );
+    for chunk in chunks(ids) {
+        let mut query = QueryBuilder::<MySql>::new("UPDATE counted_windows SET judge_at = ");
+        query.push_bind(judge_at.map(DateTime::<Utc>::from)).push(" WHERE window_id IN ");
         push_list(&mut query, chunk.iter().copied());
         query.build().execute(&mut *connection).await?;
     }
@@ -320,8 +346,8 @@ pub(in crate::monitor) async fn store_last(
     connection: &mut db::Connection,
     last: &BTreeMap<String, LastHeartbeat>,
 ) -> Result<(), db::Error> {
-    const IS_LATER: &str = "(VALUES(report_timestamp) > report_timestamp OR \
-         (VALUES(report_timestamp) = report_timestamp AND VALUES(recorded_at) > recorded_at))";
+    const IS_LATER: &str = "(VALUES(recorded_at) > recorded_at OR \
+         (VALUES(recorded_at) = recorded_at AND VALUES(report_timestamp) > report_timestamp))";
     let rows: Vec<(&String, &LastHeartbeat)> = last.iter().collect();
     for chunk in chunks(&rows) {
         let mut query = QueryBuilder::<MySql>::new(
@@ -338,10 +364,10 @@ pub(in crate::monitor) async fn store_last(
         query.push(" ON DUPLICATE KEY UPDATE ");
         query.push(format!("stream_id = IF({IS_LATER}, VALUES(stream_id), stream_id), "));
         query.push(
-            "recorded_at = CASE WHEN VALUES(report_timestamp) > report_timestamp THEN \
-             VALUES(recorded_at) WHEN VALUES(report_timestamp) = report_timestamp THEN \
-             GREATEST(recorded_at, VALUES(recorded_at)) ELSE recorded_at END, \
-             report_timestamp = GREATEST(report_timestamp, VALUES(report_timestamp))",
+            "report_timestamp = CASE WHEN VALUES(recorded_at) > recorded_at THEN \
+             VALUES(report_timestamp) WHEN VALUES(recorded_at) = recorded_at THEN \
+             GREATEST(report_timestamp, VALUES(report_timestamp)) ELSE report_timestamp END, \
+             recorded_at = GREATEST(recorded_at, VALUES(recorded_at))",
         );
         query.build().execute(&mut *connection).await?;
     }

@@ -14,6 +14,9 @@ use crate::db;
 use crate::monitor::window::WindowStatus;
 use crate::wire::{ServiceName, Timestamp};
 
+/// What no window is called long for, in microseconds.
+pub(in crate::monitor) const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
+
 const COLUMNS: &str = "SELECT id, window_uuid, service_name, status, window_from, ends_at, \
     expected_reports, error_reports FROM windows WHERE ";
 
@@ -37,6 +40,8 @@ pub(in crate::monitor) struct Candidates<'f> {
     pub(in crate::monitor) status: Option<WindowStatus>,
     /// Windows that start after this instant.
     pub(in crate::monitor) after: Option<Timestamp>,
+    /// Windows of more than a day that end at this instant or later.
+    pub(in crate::monitor) long_until: Option<Timestamp>,
     /// Windows that start before this instant.
     pub(in crate::monitor) before: Option<Timestamp>,
     /// This window, by its start and its row, and those behind it.
@@ -59,6 +64,10 @@ pub(in crate::monitor) async fn candidates(
     }
     if let Some(after) = wanted.after {
         query.push(" AND window_from > ").push_bind(DateTime::<Utc>::from(after));
+    }
+    if let Some(until) = wanted.long_until {
+        query.push(" AND length_us > ").push_bind(DAY_US);
+        query.push(" AND ends_at >= ").push_bind(DateTime::<Utc>::from(until));
     }
     if let Some(before) = wanted.before {
         query.push(" AND window_from < ").push_bind(DateTime::<Utc>::from(before));

@@ -13,6 +13,8 @@ use crate::wire::Timestamp;
 
 /// Most services whose windows one statement asks for.
 const NAMES_AT_ONCE: usize = 64;
+/// Most open windows of a service in which a heartbeat is looked for.
+const OPEN_LOOKED_AT: u32 = 16;
 
 /// A service that has windows.
 #[derive(Clone, Debug)]
@@ -45,14 +47,14 @@ pub(in crate::monitor) async fn services(
     let names = names(pool, after, limit).await?;
     let mut found = latest_windows(pool, &names, now).await?;
     let ids: Vec<i64> = found.values().flat_map(|ids| [ids.open, ids.any]).flatten().collect();
-    let open: Vec<i64> = found.values().filter_map(|ids| ids.open).collect();
+    let heard: Vec<i64> = found.values().filter_map(|ids| ids.heard).collect();
     let mut windows = windows(pool, &ids).await?;
     let mut counted = last_counted(pool, &names).await?;
-    let mut current = last_of_open(pool, &open).await?;
+    let mut current = last_of_open(pool, &heard).await?;
     let known = names.into_iter().map(|name| {
-        let LatestWindows { open, any } = found.remove(&name).unwrap_or_default();
+        let LatestWindows { open, heard, any } = found.remove(&name).unwrap_or_default();
         let clock_offset_us = any.and_then(|id| windows.get(&id)?.1);
-        let current = open.and_then(|id| current.remove(&id));
+        let current = heard.and_then(|id| current.remove(&id));
         KnownService {
             open: open.and_then(|id| windows.remove(&id)).map(|(window, _)| window),
             clock_offset_us,
@@ -81,12 +83,19 @@ async fn names(pool: &MySqlPool, after: &str, limit: u32) -> Result<Vec<String>,
     Ok(names)
 }
 
-/// The windows of a service that started last: of those that are open, and of all.
+/// The windows of a service that started last: of those that are open, of those of which something
+/// has arrived, and of all.
 #[derive(Clone, Copy, Debug, Default)]
 struct LatestWindows {
     open: Option<i64>,
+    heard: Option<i64>,
     any: Option<i64>,
 }
+
+const ANY: &str = "(SELECT service_name, id, 'any' AS which FROM windows WHERE service_name = ";
+const OPEN: &str = "(SELECT service_name, id, 'open' AS which FROM windows WHERE service_name = ";
+const HEARD: &str = "(SELECT service_name, id, 'heard' AS which FROM (SELECT service_name, id, \
+    window_from FROM windows WHERE service_name = ";
 
 async fn latest_windows(
     pool: &MySqlPool,
@@ -98,24 +107,30 @@ async fn latest_windows(
     for chunk in db::chunks(names, NAMES_AT_ONCE) {
         let mut query = QueryBuilder::<MySql>::new("");
         let mut parts = query.separated(" UNION ALL ");
-        for (name, must_be_open) in chunk.iter().flat_map(|name| [(name, true), (name, false)]) {
-            let number = if must_be_open { "1" } else { "0" };
-            parts.push("(SELECT service_name, id, ").push_unseparated(number);
-            parts.push_unseparated(" AS is_open FROM windows WHERE service_name = ");
-            parts.push_bind_unseparated(name.as_str());
-            if must_be_open {
+        for (name, which) in
+            chunk.iter().flat_map(|name| [ANY, OPEN, HEARD].map(|which| (name, which)))
+        {
+            parts.push(which).push_bind_unseparated(name.as_str());
+            if which != ANY {
                 parts.push_unseparated(" AND status = 'OPEN'");
             }
             parts.push_unseparated(" AND window_from <= ").push_bind_unseparated(now);
-            parts.push_unseparated(" ORDER BY window_from DESC, id DESC LIMIT 1)");
+            parts.push_unseparated(" ORDER BY window_from DESC, id DESC LIMIT ");
+            if which == HEARD {
+                parts.push_bind_unseparated(OPEN_LOOKED_AT);
+                parts.push_unseparated(") latest WHERE EXISTS (SELECT 1 FROM events e ");
+                parts.push_unseparated("WHERE e.window_id = latest.id) ");
+                parts.push_unseparated("ORDER BY window_from DESC, id DESC LIMIT ");
+            }
+            parts.push_unseparated("1)");
         }
         for row in query.build().fetch_all(pool).await? {
             let windows = found.entry(row.try_get(0)?).or_default();
             let id = Some(row.try_get(1)?);
-            if row.try_get(2)? {
-                windows.open = id;
-            } else {
-                windows.any = id;
+            match row.try_get(2)? {
+                "open" => windows.open = id,
+                "heard" => windows.heard = id,
+                _ => windows.any = id,
             }
         }
     }

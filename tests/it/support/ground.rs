@@ -150,6 +150,7 @@ pub async fn monitor_at(monitor_url: &str, audit_url: &str) -> Monitor {
         window_cache: Arc::default(),
         arrivals: Arc::default(),
         lookups: Arc::default(),
+        places: Arc::default(),
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
         metrics: Arc::default(),
