@@ -36,6 +36,8 @@ use crate::{clock, db, shutdown};
 
 /// Pause when nothing is left to do.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How many times as long as a step took the pause behind it is.
+const REST: u32 = 4;
 /// Most windows of one step, and most slots, unless one window alone has more.
 const WINDOWS_PER_STEP: u32 = 256;
 const SLOTS_PER_STEP: u32 = 20_000;
@@ -72,8 +74,8 @@ async fn repeat(monitor: &Monitor, what: &str, step: Step, shutdown: &Cancellati
         };
         pause = match outcome {
             Ok(0) => INTERVAL,
-            // As long as the step took: heartbeats come first.
-            Ok(_) => began.elapsed(),
+            // Heartbeats, and closing windows, come first.
+            Ok(_) => began.elapsed() * REST,
             Err(error) => {
                 tracing::warn!(%error, "{what} failed; it will be tried again");
                 INTERVAL

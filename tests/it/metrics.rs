@@ -235,7 +235,13 @@ async fn a_scrape_waits_for_no_server() {
     let pid = Pid::from_raw(i32::try_from(redis.pid()).unwrap());
     kill(pid, Signal::SIGSTOP).unwrap();
     ages(&relay, "heartbeat_relay_survey_age_seconds", 3.0).await;
-    ages(&monitor, "heartbeat_monitor_watch_age_seconds", 3.0).await;
+    eventually("the watermark has not been seen to for 3 s", async || {
+        // Connections that the monitor has opened since fall silent as well.
+        proxy.fall_silent();
+        let age = Scrape::role(&monitor).await.find("heartbeat_monitor_watch_age_seconds")?;
+        (age >= 3.0).then_some(())
+    })
+    .await;
     kill(pid, Signal::SIGCONT).unwrap();
     redis.stop().await.unwrap();
 }
