@@ -69,6 +69,12 @@ impl Error {
         sqlx::Error::Protocol("more waits already than can be written soon".to_owned()).into()
     }
 
+    /// Whether a row could not be inserted because one with its key is there.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(&*self.source, sqlx::Error::Database(error) if error.is_unique_violation())
+    }
+
     /// A row that a table should never hold. `what` names table, row and column.
     #[must_use]
     pub fn bad_row(what: String) -> Self {

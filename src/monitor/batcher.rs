@@ -327,18 +327,19 @@ mod tests {
             let (batcher, work) = (Arc::clone(&batcher), work(&doubling));
             tokio::spawn(async move { batcher.call(items, work).await })
         };
-        let leader = spawn(vec![1]);
+        let first = spawn(vec![1]);
         tokio::task::yield_now().await;
-        let waiting = [spawn(vec![2]), spawn(vec![3])];
+        let [leader, other, early] = [2, 3, 4].map(|item| spawn(vec![item]));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        early.abort();
+        doubling.door.notify_one();
+        assert_eq!(first.await.unwrap().unwrap(), [2]);
         tokio::time::sleep(Duration::from_millis(1)).await;
         leader.abort();
-        waiting[0].abort();
-        doubling.door.notify_one();
         tokio::time::sleep(Duration::from_millis(1)).await;
         doubling.door.notify_one();
-        let [_, last] = waiting;
-        assert_eq!(last.await.unwrap().unwrap(), [6]);
-        assert_eq!(groups(&doubling), [vec![1], vec![3]], "nobody wants the second");
+        assert_eq!(other.await.unwrap().unwrap(), [6]);
+        assert_eq!(groups(&doubling), [vec![1], vec![2, 3]], "nobody wants the fourth");
     }
 
     #[tokio::test]

@@ -227,12 +227,37 @@ struct Written {
     settled: Vec<(i64, WindowStatus)>,
 }
 
-/// Writes a batch in one transaction.
+/// Writes a batch in one transaction. Nearly always all of it is new, which is tried first because
+/// it costs the database less.
 async fn store(monitor: &Monitor, batch: Batch, now: Timestamp) -> Result<Written, db::Error> {
     if batch.scheduled.is_empty() && batch.unscheduled.is_empty() {
         return Ok(Written::default());
     }
     let batch = Arc::new(batch);
+    match store_new(monitor, Arc::clone(&batch)).await {
+        Err(error) if error.is_taken() => store_any(monitor, batch, now).await,
+        stored => stored.map(|()| Written::default()),
+    }
+}
+
+/// Writes a batch of which nothing is there yet, or nothing.
+async fn store_new(monitor: &Monitor, batch: Arc<Batch>) -> Result<(), db::Error> {
+    db::transaction(&monitor.pool, "store new heartbeats", move |connection| {
+        let batch = Arc::clone(&batch);
+        Box::pin(async move {
+            repository::insert_unscheduled(connection, &batch.unscheduled).await?;
+            repository::insert_new_events(connection, &batch.scheduled).await
+        })
+    })
+    .await
+}
+
+/// Writes a batch, whatever is there.
+async fn store_any(
+    monitor: &Monitor,
+    batch: Arc<Batch>,
+    now: Timestamp,
+) -> Result<Written, db::Error> {
     db::transaction(&monitor.pool, "store heartbeats", move |connection| {
         let batch = Arc::clone(&batch);
         Box::pin(async move {

@@ -44,7 +44,7 @@ pub(super) use event_pages::{
 };
 pub(super) use events::{
     Arrived, EventRow, MissingSlot, SlotEvent, Stored, arrived, insert_events, insert_missing,
-    insert_unscheduled, read_back, slot_events,
+    insert_new_events, insert_unscheduled, read_back, slot_events,
 };
 pub(super) use letters::{DeadHeartbeat, dead_heartbeats};
 pub(super) use obstacles::{obstacles, store_obstacles};

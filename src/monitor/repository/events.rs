@@ -93,6 +93,17 @@ const ON_UNSCHEDULED_EXISTS: &str = " ON DUPLICATE KEY UPDATE \
         AND error_message <=> VALUES(error_message), 0, VALUES(deliveries) - VALUES(conflicts)), \
     deliveries = deliveries + VALUES(deliveries)";
 
+/// Writes heartbeats of which nothing is there yet. Cheaper than what [`insert_events`] does; fails
+/// as [`db::Error::is_taken`] if one was there, and the transaction is then of no use any more: it has
+/// locked that row for reading, and so may another.
+pub(in crate::monitor) async fn insert_new_events(
+    connection: &mut db::Connection,
+    rows: &BTreeMap<(i64, u32), EventRow>,
+) -> Result<(), db::Error> {
+    let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, i64::from(*slot), row)).collect();
+    insert(connection, "events", "", &rows).await.map(drop)
+}
+
 /// Writes heartbeats. Answers the affected rows as MySQL counts them: 1 for a new row, 2 for one
 /// that was there.
 pub(in crate::monitor) async fn insert_events(
@@ -122,42 +133,29 @@ async fn insert(
     rows: &[(i64, i64, &EventRow)],
 ) -> Result<u64, db::Error> {
     let mut affected = 0;
-    let mut all_new = true;
     for chunk in chunks(rows) {
-        // Nearly always none was there, which the database finds out for less without the rest.
-        all_new = all_new
-            && db::is_inserted(event_rows(table, chunk).build().execute(&mut *connection).await)?;
-        if all_new {
-            affected += chunk.len() as u64;
-            continue;
-        }
-        let mut query = event_rows(table, chunk);
+        let mut query = QueryBuilder::<MySql>::new("INSERT INTO ");
+        query.push(table).push(
+            " (window_id, slot, status, report_timestamp, error_message, stream_id, recorded_at, \
+             deliveries, conflicts) ",
+        );
+        query.push_values(chunk, |mut values, (window_id, slot, row)| {
+            let Arrival { heartbeat, at } = &row.first;
+            values
+                .push_bind(window_id)
+                .push_bind(slot)
+                .push_bind(if heartbeat.status.is_error() { "ERROR" } else { "OK" })
+                .push_bind(DateTime::<Utc>::from(heartbeat.timestamp))
+                .push_bind(heartbeat.status.message())
+                .push_bind(heartbeat.stream_id.map(|id| id.to_string()))
+                .push_bind(DateTime::<Utc>::from(*at))
+                .push_bind(row.deliveries)
+                .push_bind(row.conflicts);
+        });
         query.push(on_exists);
         affected += query.build().execute(&mut *connection).await?.rows_affected();
     }
     Ok(affected)
-}
-
-fn event_rows(table: &str, chunk: &[(i64, i64, &EventRow)]) -> QueryBuilder<MySql> {
-    let mut query = QueryBuilder::<MySql>::new("INSERT INTO ");
-    query.push(table).push(
-        " (window_id, slot, status, report_timestamp, error_message, stream_id, recorded_at, \
-         deliveries, conflicts) ",
-    );
-    query.push_values(chunk, |mut values, (window_id, slot, row)| {
-        let Arrival { heartbeat, at } = &row.first;
-        values
-            .push_bind(window_id)
-            .push_bind(slot)
-            .push_bind(if heartbeat.status.is_error() { "ERROR" } else { "OK" })
-            .push_bind(DateTime::<Utc>::from(heartbeat.timestamp))
-            .push_bind(heartbeat.status.message())
-            .push_bind(heartbeat.stream_id.map(|id| id.to_string()))
-            .push_bind(DateTime::<Utc>::from(*at))
-            .push_bind(row.deliveries)
-            .push_bind(row.conflicts);
-    });
-    query
 }
 
 /// The verdict that a slot is missing.
