@@ -228,7 +228,9 @@ async fn a_question_that_is_never_answered_does_not_end_judging() {
         let waiting = "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
             WHERE DB = DATABASE() AND STATE LIKE 'Waiting for table%'";
         eventually("it waits for the table", async || {
-            (number(&direct, waiting).await == 1).then_some(())
+            // MySQL refuses it while another test's statement there holds bytes that are no text.
+            let asking = sqlx::query_scalar(waiting).fetch_one(&direct.pool).await;
+            asking.is_ok_and(|count: i64| count == 1).then_some(())
         })
         .await;
         proxy.fall_silent();

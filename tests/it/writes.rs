@@ -28,7 +28,8 @@ async fn waiting_for_locks(pool: &MySqlPool, wanted: i64) {
     eventually(&format!("{wanted} wait for a lock"), async || {
         // MariaDB answers from a copy, which it renews when nobody has asked for 100 ms.
         tokio::time::sleep(Duration::from_millis(120)).await;
-        let found: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap();
+        // MySQL refuses it while another test's statement there holds bytes that are no text.
+        let found: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.ok()?;
         (found >= wanted).then_some(())
     })
     .await;
