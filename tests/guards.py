@@ -500,7 +500,7 @@ GUARDS = [
         "intent, then outcome",
         "src/payments/emitter.rs",
         "    let status = plan.intent(slot).status();\n",
-        '    payments.producer.publish_heartbeat("{}").await.ok();\n'
+        '    payments.producer.publish_heartbeats(&["{}".to_owned()]).await.ok();\n'
         "    let status = plan.intent(slot).status();\n",
         "it payments::a_tick_is_audited_before_it_is_sent_and_marked_after",
     ),
@@ -598,8 +598,8 @@ GUARDS = [
         "acknowledge what is committed",
         "src/monitor/ingest.rs",
         "    let written = store(monitor, batch, now).await?;\n",
-        "    let monitor = monitor.clone();\n"
-        "    tokio::spawn(async move { store(&monitor, batch, now).await });\n"
+        "    let worker = monitor.clone();\n"
+        "    tokio::spawn(async move { store(&worker, batch, now).await });\n"
         "    let written = Written::default();\n",
         "it writes::a_heartbeat_is_answered_after_its_commit",
     ),

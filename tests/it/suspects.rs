@@ -117,14 +117,21 @@ async fn a_batch_that_is_refused_as_a_whole_is_cut_until_the_culprit_is_alone() 
 /// The stream is the queue: it holds the backlog while the monitor is away.
 #[tokio::test]
 async fn nothing_is_read_while_the_monitor_takes_nothing() {
-    let ground = Ground::new().await;
-    let counting = Counting::default();
-    let (url, _stop) = serve(counting.router("", StatusCode::SERVICE_UNAVAILABLE)).await;
-    publish(&ground, "payments-a", 1).await;
-    let _relay = Process::relay(&ground, &url, &[]).await;
-    // The third failure shuts the gate; a read that had begun is over before the first probe.
-    counting.requests(4).await;
-    publish(&ground, "payments-a", 1).await;
-    counting.requests(5).await;
-    assert_eq!(pending(&ground).await, 1, "the second stays in the stream");
+    // Only the first says that it is too much, so that the relay gives up places for requests.
+    let statuses = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::FORBIDDEN];
+    let refused = statuses.map(|status| async move {
+        let ground = Ground::new().await;
+        let counting = Counting::default();
+        let (url, _stop) = serve(counting.router("payments-x", status)).await;
+        publish(&ground, "payments-a", 6).await;
+        let _relay = Process::relay(&ground, &url, &["--batch-size", "1"]).await;
+        counting.taken(6).await;
+        publish(&ground, "payments-x", 1).await;
+        // The third failure shuts the gate; a read that had begun is over before the first probe.
+        counting.requests(10).await;
+        publish(&ground, "payments-x", 1).await;
+        counting.requests(11).await;
+        assert_eq!(pending(&ground).await, 1, "{status}: the second stays in the stream");
+    });
+    futures_util::future::join_all(refused).await;
 }
