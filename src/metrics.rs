@@ -49,8 +49,7 @@ impl Registry {
                 .const_label("role", role)
                 .const_label("version", env!("CARGO_PKG_VERSION"));
         let info = Gauge::with_opts(about).expect(NAMES);
-        info.set(1.0);
-        let registry = registry.add(info);
+        registry.keep(info).set(1.0);
         let about = ("heartbeat_uptime_seconds", "Time since this role started.");
         registry.age(about, &[]).renew();
         registry
@@ -183,11 +182,6 @@ impl Registry {
     fn keep<C: Collector + Clone + 'static>(&self, metric: C) -> C {
         self.0.register(Box::new(metric.clone())).expect(NAMES);
         metric
-    }
-
-    fn add<C: Collector + 'static>(self, metric: C) -> Self {
-        self.0.register(Box::new(metric)).expect(NAMES);
-        self
     }
 }
 

@@ -230,9 +230,9 @@ fn batches(entries: Vec<Entry>, batch_size: usize) -> Vec<Vec<Entry>> {
     batches
 }
 
-/// How many entries of a size fit into a read: at least one, and at most a batch.
-fn entries_within(bytes: usize, entry_bytes: usize, batch_size: usize) -> usize {
-    (bytes / entry_bytes.max(1)).clamp(1, batch_size)
+/// How many entries of a size fit into a read: at least one, and no more than can be sent.
+fn entries_within(bytes: usize, entry_bytes: usize, most: usize) -> usize {
+    (bytes / entry_bytes.max(1)).clamp(1, most)
 }
 
 /// The highest ids read so far, per stream.

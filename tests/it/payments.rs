@@ -186,10 +186,9 @@ async fn a_process_resumes_what_another_left_and_back_dates_nothing() {
     let (sent, unsent) = sent_and_not(&payments).await;
     assert_eq!((sent, unsent), (i64::try_from(slots.len()).unwrap(), 0), "all are sent, once");
     let stream = payloads(&ground, ground.stream.reports()).await;
-    let slot =
-        |payload: &Vec<u8>| serde_json::from_slice::<Value>(payload).unwrap()["slot"].clone();
-    let in_order: Vec<Value> = stream.iter().map(slot).collect();
-    assert_eq!(json!(in_order), json!(slots), "what was left unsent goes first");
+    let read = |payload: &Vec<u8>| serde_json::from_slice::<Value>(payload).unwrap();
+    let sent: Vec<_> = stream.iter().map(|payload| read(payload)["slot"].clone()).collect();
+    assert_eq!(json!(sent), json!(slots), "what was left unsent goes first");
 }
 
 #[tokio::test]
