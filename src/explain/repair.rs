@@ -66,7 +66,7 @@ pub struct RepairArgs {
 }
 
 /// What heartbeats are sent again from, and to.
-struct Place {
+struct Outbox {
     pool: MySqlPool,
     producer: Producer,
 }
@@ -106,20 +106,20 @@ pub async fn run(
         terminal::print(&said)?;
         return Ok(account.exit_code());
     }
-    let place = open(monitor, args).await?;
+    let outbox = open(monitor, args).await?;
     if !args.yes {
         if !terminal::confirm(&format!("Send {} again?", counted(lost)))? {
             bail!("nothing was sent again");
         }
         // A person may have thought for long.
-        check_redis(monitor, &place.producer, &args.stream.stream_name).await?;
+        check_redis(monitor, &outbox.producer, &args.stream.stream_name).await?;
     }
     let mut tally = Tally::default();
     let progress = ProgressBar::new(lost);
-    let outcome = repair_all(monitor, &place, &windows, &mut tally, &progress).await;
+    let outcome = repair_all(monitor, &outbox, &windows, &mut tally, &progress).await;
     progress.finish_and_clear();
     terminal::print(&format!("{}\n", tally.summary()))?;
-    db::close(&place.pool).await;
+    db::close(&outbox.pool).await;
     outcome.context("broke off; give the same command again to go on")?;
     Ok(account::exit_code(tally.failed, &account))
 }
@@ -167,7 +167,7 @@ fn say_what_is_left_alone(account: &Account) {
 }
 
 /// Opens the audit and the streams, and makes sure that they are those.
-async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Place> {
+async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Outbox> {
     let Some(url) = &args.payments_database_url else {
         bail!("{OPTION} is missing: the audit is in that database");
     };
@@ -182,7 +182,7 @@ async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Place> {
         bail!("{url} holds no audit: it has no tables report_windows and report_audit");
     }
     db::prepare_schema(&pool, &db::PAYMENTS_SCHEMA, DATABASE, false).await?;
-    Ok(Place { pool, producer })
+    Ok(Outbox { pool, producer })
 }
 
 /// What is written to another Redis than that of the relays never arrives, although the audit would
@@ -207,7 +207,7 @@ async fn check_redis(
 
 async fn repair_all(
     monitor: &Monitor,
-    place: &Place,
+    outbox: &Outbox,
     windows: &[Damaged],
     tally: &mut Tally,
     progress: &ProgressBar,
@@ -225,7 +225,7 @@ async fn repair_all(
         lost.retain(|(slot, _)| shown.contains(slot));
         tally.not_needed += shown.len().saturating_sub(lost.len()) as u64;
         for lost in lost.chunks(resend::MOST_SLOTS) {
-            let outcomes = resend::send_again(place, &definition, lost).await?;
+            let outcomes = resend::send_again(outbox, &definition, lost).await?;
             for ((slot, entry), outcome) in lost.iter().zip(outcomes) {
                 tally.count(&outcome);
                 let said = format!("{uuid} slot {slot}: {}", outcome.sentence(*entry));

@@ -11,13 +11,14 @@
 //! none, where very many windows hold nothing that is asked for. There is more as long as it says
 //! where the next begins.
 
+use utoipa::ToSchema;
+use uuid::Uuid;
+
 use super::Monitor;
 use super::repository::{self, Candidate, Candidates, EventFilter, ListedEvent};
 use super::window::WindowStatus;
 use crate::db;
 use crate::wire::{ServiceName, Timestamp};
-use utoipa::ToSchema;
-use uuid::Uuid;
 
 /// Most windows that one page looks at, and most slots.
 const MOST_WINDOWS: usize = 2_000;
@@ -78,19 +79,19 @@ pub(super) struct Wanted {
     /// Events before this instant.
     pub(super) to: Option<Timestamp>,
     /// Events behind this place of the list.
-    pub(super) after: Option<Place>,
+    pub(super) after: Option<EventPosition>,
 }
 
 /// A place in the list: a window, by its start and its row, and the slot that was shown last. All of
 /// the window has been looked at if that is slot 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct EventPosition {
     pub(super) from: Timestamp,
     pub(super) id: i64,
     pub(super) slot: u32,
 }
 
-impl Place {
+impl EventPosition {
     const fn behind(window: &Candidate) -> Self {
         Self { from: window.from, id: window.id, slot: 0 }
     }
@@ -100,7 +101,7 @@ impl Place {
 #[derive(Debug, Default)]
 pub(super) struct Page {
     pub(super) events: Vec<(Candidate, ListedEvent)>,
-    pub(super) next: Option<Place>,
+    pub(super) next: Option<EventPosition>,
 }
 
 /// One page of at most so many events.
@@ -153,7 +154,7 @@ struct Listing<'m> {
     filter: EventFilter,
     limit: usize,
     /// Where the page begins, and from then on what has been looked at.
-    done: Option<Place>,
+    done: Option<EventPosition>,
     windows: usize,
     slots: u32,
     page: Page,
@@ -186,13 +187,13 @@ impl<'m> Listing<'m> {
 
     /// Goes on behind a window. Answers where that is.
     fn skip(&mut self, window: &Candidate) -> (Timestamp, i64) {
-        self.done = Some(Place::behind(window));
+        self.done = Some(EventPosition::behind(window));
         (window.from, window.id)
     }
 
     /// Whether a window can hold events that are asked for.
     fn may_hold(&self, window: &Candidate) -> bool {
-        let is_done = self.done.is_some_and(|done| done == Place::behind(window));
+        let is_done = self.done.is_some_and(|done| done == EventPosition::behind(window));
         let ends_before = self.wanted.from.is_some_and(|from| window.ends_at < from);
         let has_none = self.wanted.status == Some(EventStatus::Error) && window.errors == Some(0);
         !is_done && !ends_before && !has_none
@@ -214,13 +215,13 @@ impl<'m> Listing<'m> {
                 return Ok(false);
             }
             if self.slots >= MOST_SLOTS {
-                self.page.next = group.last().map(|window| Place::behind(window));
+                self.page.next = group.last().map(|window| EventPosition::behind(window));
                 return Ok(false);
             }
         }
         self.windows += windows.len();
         if self.windows >= MOST_WINDOWS {
-            self.page.next = windows.last().map(Place::behind);
+            self.page.next = windows.last().map(EventPosition::behind);
             return Ok(false);
         }
         Ok(true)
@@ -274,7 +275,7 @@ impl<'m> Listing<'m> {
         for event in events {
             if self.page.events.len() == self.limit {
                 let last = self.page.events.last();
-                self.page.next = last.map(|(window, event)| Place {
+                self.page.next = last.map(|(window, event)| EventPosition {
                     from: window.from,
                     id: window.id,
                     slot: event.slot,

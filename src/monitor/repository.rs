@@ -24,7 +24,7 @@ use sqlx::query_builder::QueryBuilder;
 use crate::db;
 
 pub(super) use audit::{
-    Listed, NumberedRow, Place, Wanted, audit_of_window, audited_window, audited_windows,
+    AuditPosition, Listed, NumberedRow, Wanted, audit_of_window, audited_window, audited_windows,
 };
 pub(super) use closing::{
     StatusChange, claim_unobserved, close, history, revise_closed, settle_unobserved,

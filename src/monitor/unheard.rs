@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Monitor;
 use super::audits::Overview;
-use super::repository::{self, Listed, Place, Wanted};
+use super::repository::{self, AuditPosition, Listed, Wanted};
 use crate::db;
 use crate::wire::Window;
 
@@ -17,7 +17,7 @@ pub(super) struct Page {
     /// The latest first. There may be none although there is a next page.
     pub(super) windows: Vec<Window>,
     /// Where the next page begins; none on the last.
-    pub(super) next: Option<Place>,
+    pub(super) next: Option<AuditPosition>,
     /// Whether all audits could be read.
     pub(super) is_whole: bool,
 }

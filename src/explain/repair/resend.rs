@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::sync::OnceCell;
 
-use super::Place;
+use super::Outbox;
 use crate::db;
 use crate::explain::repository::{self, SentRow};
 use crate::stream::{Producer, StreamError, identity_mark};
@@ -62,15 +62,15 @@ struct Sent {
 /// When the database or Redis does not do its part. What was sent and could not be noted is found
 /// lost again.
 pub(super) async fn send_again(
-    place: &Place,
+    outbox: &Outbox,
     window: &Window,
     lost: &[(u32, StreamId)],
 ) -> anyhow::Result<Vec<Outcome>> {
     let (window, lost): (_, Arc<[_]>) = (window.clone(), lost.into());
-    let producer = place.producer.clone();
+    let producer = outbox.producer.clone();
     // A transaction that lost a deadlock is tried again, and must not send twice for that.
     let sent = Arc::new(OnceCell::<Sent>::new());
-    db::transaction(&place.pool, "send again", move |connection| {
+    db::transaction(&outbox.pool, "send again", move |connection| {
         let (window, lost, producer) = (window.clone(), Arc::clone(&lost), producer.clone());
         let sent = Arc::clone(&sent);
         Box::pin(async move {

@@ -13,7 +13,7 @@ use super::views::EventView;
 use super::{Monitor, PAGE, places};
 use crate::http::failures::{BadRequest, OurFault};
 use crate::http::{self, ApiError, Params};
-use crate::monitor::event_list::{self, EventStatus, Page, Place, Wanted};
+use crate::monitor::event_list::{self, EventPosition, EventStatus, Page, Wanted};
 use crate::monitor::repository::{Candidate, ListedEvent};
 use crate::wire::schema::Instant;
 use crate::wire::{ServiceName, Timestamp};
@@ -88,7 +88,7 @@ pub(super) struct EventPage {
     events: Vec<ListedView>,
     /// Where the next page begins; none on the last.
     #[schema(value_type = Option<String>)]
-    next: Option<Place>,
+    next: Option<EventPosition>,
 }
 
 impl From<Page> for EventPage {
@@ -121,13 +121,13 @@ impl From<(Candidate, ListedEvent)> for ListedView {
     }
 }
 
-impl Serialize for Place {
+impl Serialize for EventPosition {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{}-{}-{}", self.from.micros(), self.id, self.slot))
     }
 }
 
-impl FromStr for Place {
+impl FromStr for EventPosition {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

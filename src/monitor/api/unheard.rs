@@ -14,7 +14,7 @@ use super::{PAGE, params, unknown_window};
 use crate::http::failures::{BadRequest, NotFound, OurFault};
 use crate::http::{ApiError, Params, PathUuid};
 use crate::monitor::audits::Found;
-use crate::monitor::repository::{Place, Wanted};
+use crate::monitor::repository::{AuditPosition, Wanted};
 use crate::monitor::{Monitor, explain, unheard};
 use crate::wire::schema::Instant;
 use crate::wire::{Rates, ServiceName, Tick, Timestamp, Window, WireError};
@@ -46,7 +46,7 @@ impl UnheardQuery {
         let named = |name: &'static str| {
             move |error: WireError| ApiError::bad_request(format!("{name} {error}"))
         };
-        let after = self.cursor.as_deref().map(str::parse::<Place>).transpose();
+        let after = self.cursor.as_deref().map(str::parse::<AuditPosition>).transpose();
         Ok(Wanted {
             service: self
                 .service
@@ -166,13 +166,13 @@ impl From<&Window> for UnheardView {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for AuditPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.from.micros(), self.uuid)
     }
 }
 
-impl FromStr for Place {
+impl FromStr for AuditPosition {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

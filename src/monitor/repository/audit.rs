@@ -22,7 +22,7 @@ pub(in crate::monitor) struct Wanted {
     /// Windows that start at or after this instant.
     pub(in crate::monitor) from: Timestamp,
     /// Windows behind this place of the list.
-    pub(in crate::monitor) after: Option<Place>,
+    pub(in crate::monitor) after: Option<AuditPosition>,
     /// Tick of windows that name none.
     pub(in crate::monitor) default_tick: Tick,
     /// Most windows of the answer.
@@ -31,7 +31,7 @@ pub(in crate::monitor) struct Wanted {
 
 /// A place in the list of the windows of audits, which runs from the latest start to the earliest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::monitor) struct Place {
+pub(in crate::monitor) struct AuditPosition {
     pub(in crate::monitor) from: Timestamp,
     /// As the audit writes it.
     pub(in crate::monitor) uuid: String,
@@ -40,7 +40,7 @@ pub(in crate::monitor) struct Place {
 /// A window that an audit lists; none if its row is no window that could ever be.
 #[derive(Clone, Debug)]
 pub(in crate::monitor) struct Listed {
-    pub(in crate::monitor) place: Place,
+    pub(in crate::monitor) place: AuditPosition,
     pub(in crate::monitor) window: Option<Window>,
 }
 
@@ -99,7 +99,7 @@ pub(in crate::monitor) async fn audited_windows(
     if let Some(service) = &wanted.service {
         query.push(" AND service = ").push_bind(service.as_str().to_owned());
     }
-    if let Some(Place { from, uuid }) = &wanted.after {
+    if let Some(AuditPosition { from, uuid }) = &wanted.after {
         let from = DateTime::<Utc>::from(*from);
         query.push(" AND window_from <= ").push_bind(from);
         query.push(" AND (window_from < ").push_bind(from);
@@ -111,7 +111,7 @@ pub(in crate::monitor) async fn audited_windows(
 }
 
 fn listed(row: &MySqlRow, default_tick: Tick) -> Result<Listed, db::Error> {
-    let place = Place { from: at(row, "window_from")?, uuid: row.try_get("window_uuid")? };
+    let place = AuditPosition { from: at(row, "window_from")?, uuid: row.try_get("window_uuid")? };
     // One row that cannot be read must not hide the others.
     let window = window(row, default_tick)
         .inspect_err(|error| tracing::warn!(%error, "a window of an audit cannot be read"));
