@@ -35,14 +35,13 @@ pub async fn each(
         let page = monitor.page(which.service.as_ref(), from, cursor.as_deref()).await?;
         let uuids = page.uuids();
         unheard.retain(|uuid| !uuids.contains(uuid));
-        take_all(monitor, uuids, false, &mut take).await?;
+        take_all(monitor, uuids, &mut take).await?;
         cursor = page.next;
         if cursor.is_none() {
             break;
         }
     }
-    // Whoever keeps an audit may delete what is old at any time.
-    take_all(monitor, unheard, true, &mut take).await?;
+    take_all(monitor, unheard, &mut take).await?;
     Ok(is_partial)
 }
 
@@ -68,14 +67,14 @@ async fn unheard(
 async fn take_all(
     monitor: &Monitor,
     uuids: Vec<Uuid>,
-    may_be_gone: bool,
     mut take: impl FnMut(&Explained) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let windows = stream::iter(uuids).map(|uuid| monitor.window(uuid));
     let mut windows = windows.buffered(AT_A_TIME);
     while let Some(window) = windows.next().await {
         match window {
-            Err(error) if may_be_gone && error.is::<NotFound>() => (),
+            // Whoever keeps a ledger may delete what is old at any time.
+            Err(error) if error.is::<NotFound>() => (),
             window => take(&window?)?,
         }
     }

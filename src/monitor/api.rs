@@ -29,7 +29,7 @@ use super::ingest::{self, Outcome};
 use super::repository::{self, Filter};
 use super::{Monitor, explain, lookups, sweep};
 use crate::http::{ApiError, Body, Params, PathUuid};
-use crate::wire::{Announcement, Heartbeat, WireError};
+use crate::wire::{Announcement, Heartbeat, Timestamp, WireError};
 use crate::{clock, db, http};
 
 /// Largest body of any request: a full batch.
@@ -198,7 +198,17 @@ async fn get_window(
 
 async fn stored_window(monitor: &Monitor, uuid: Uuid) -> Result<WindowView, ApiError> {
     let found = lookups::find_window(monitor, uuid).await?;
-    found.map(WindowView::from).ok_or_else(|| unknown_window(uuid))
+    if let Some(window) = found {
+        return Ok(WindowView::from(window));
+    }
+    let gone_until = repository::gone_until(&monitor.pool).await?;
+    if !Timestamp::is_usable(gone_until.micros()) {
+        // None was ever deleted.
+        return Err(unknown_window(uuid));
+    }
+    Err(ApiError::not_found(format!(
+        "no window {uuid} is known; those that ended by {gone_until} are no longer kept"
+    )))
 }
 
 fn unknown_window(uuid: Uuid) -> ApiError {

@@ -14,6 +14,8 @@
 //!
 //! The totals can be rebuilt: they are emptied, and all closed windows are counted anew, in the order
 //! of their rows, by the same step. What a window added before a rebuild began counts for nothing then.
+//! What windows added whose events are [no longer kept](super::prune) is archived, and a rebuild begins
+//! with that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::repository::{self, Turn};
+use super::repository::{self, Sums, Turn};
 use super::totals::{Added, Changes};
 use super::window::StoredWindow;
 use super::{Monitor, explain};
@@ -172,7 +174,8 @@ async fn add(
         }
         stored.push((*id, added, judge_at(window, added, judged, now)));
     }
-    repository::add_totals(connection, &changes.into_real()).await?;
+    let changes = changes.into_real(turn.slices_from);
+    repository::add_totals(connection, Sums::Live, &changes).await?;
     repository::store_added(connection, turn.epoch, &stored).await?;
     repository::store_last(connection, &last).await
 }
@@ -244,7 +247,7 @@ pub async fn judge_once(monitor: &Monitor, now: Timestamp) -> Result<usize, db::
     .await
 }
 
-/// Empties the totals and has them counted anew from what is stored. Monitors do so in the
+/// Empties the totals but for what is archived, and has them counted anew from what is stored. Monitors do so in the
 /// background, also after a restart; until they have, the totals are too small.
 ///
 /// # Errors

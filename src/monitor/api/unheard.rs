@@ -13,8 +13,8 @@ use super::views::ExplainedView;
 use super::{PAGE, unknown_window};
 use crate::http::{ApiError, Params, PathUuid};
 use crate::monitor::audits::Found;
-use crate::monitor::repository::{Place, Wanted};
-use crate::monitor::{Monitor, explain, unheard};
+use crate::monitor::repository::{self, Place, Wanted};
+use crate::monitor::{Monitor, explain, retention, unheard};
 use crate::wire::{Rates, Tick, Timestamp, Window, WireError};
 use crate::{clock, http};
 
@@ -82,6 +82,9 @@ pub(super) async fn get_one(
     let explained = explained.ok_or_else(|| {
         ApiError::not_found(format!("the monitor has heard of window {uuid}: ask /windows/{uuid}"))
     })?;
+    if window.ends_at() <= repository::gone_until(&monitor.pool).await? {
+        return Err(ApiError::not_found(retention::window_gone(&window)));
+    }
     Ok(Json(UnheardView { explained: Some(explained.into()), ..UnheardView::from(&window) }))
 }
 

@@ -35,6 +35,8 @@ pub(super) struct WindowView {
     /// Why slots are missing, if for one reason only that is not the sender's.
     cause: Option<&'static str>,
     unscheduled_reports: u32,
+    /// False when its events were deleted because they are old, so that nothing is said of its slots.
+    events_kept: bool,
     window_from: Timestamp,
     window_to: Timestamp,
     created_at: Timestamp,
@@ -49,7 +51,8 @@ pub(super) struct WindowView {
 impl WindowView {
     pub(super) fn with_details(self, history: &[StatusChange], explained: Explained) -> Self {
         let history = history.iter().map(ChangeView::from).collect();
-        Self { history: Some(history), explained: Some(explained.into()), ..self }
+        let events_kept = explained.events_kept;
+        Self { history: Some(history), explained: Some(explained.into()), events_kept, ..self }
     }
 }
 
@@ -70,6 +73,7 @@ impl From<StoredWindow> for WindowView {
             unobserved_reports: stored.counts.unobserved,
             cause: stored.counts.cause(),
             unscheduled_reports: stored.unscheduled,
+            events_kept: stored.events_kept,
             window_from: window.from(),
             window_to: window.to(),
             created_at: stored.created_at,
@@ -147,7 +151,8 @@ impl FromStr for Position {
 /// What both ledgers say of a window.
 #[derive(Debug, Serialize)]
 pub(super) struct ExplainedView {
-    /// `known`, or why the audit had no say: `unknown_window`, `unreachable` or `not_configured`.
+    /// `known`, or why the audit had no say: `unknown_window`, `unreachable`, `not_configured`, or
+    /// `not_asked` about a window without events.
     audit: &'static str,
     /// How many slots have each verdict, where any has.
     verdicts: BTreeMap<Verdict, u32>,

@@ -10,7 +10,7 @@ use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 
 use super::windows::{COLUMNS, stored};
-use super::{chunks, push_list};
+use super::{begin_anew, chunks, push_list};
 use crate::db;
 use crate::monitor::totals::{Added, ArrivedSlot, CountedSlot};
 use crate::monitor::window::StoredWindow;
@@ -19,7 +19,7 @@ use crate::wire::Timestamp;
 
 /// Notes that windows are to be counted, in the transaction that closes or changes them. It only
 /// ever adds rows, so that nobody waits for anybody.
-pub(super) async fn mark_uncounted(
+pub(in crate::monitor) async fn mark_uncounted(
     connection: &mut db::Connection,
     windows: &[i64],
 ) -> Result<(), db::Error> {
@@ -40,16 +40,19 @@ pub(in crate::monitor) struct Turn {
     pub(in crate::monitor) epoch: i32,
     /// While all closed windows are counted anew: those up to this one have been.
     pub(in crate::monitor) recounted_to: Option<i64>,
+    /// Slices that begin before this instant are not kept.
+    pub(in crate::monitor) slices_from: Timestamp,
 }
 
 /// Takes the turn, unless another monitor has it.
 pub(in crate::monitor) async fn take_turn(
     connection: &mut db::Connection,
 ) -> Result<Option<Turn>, db::Error> {
-    let row =
-        sqlx::query("SELECT epoch, recounted_to FROM counting WHERE id = 1 FOR UPDATE SKIP LOCKED")
-            .fetch_optional(connection)
-            .await?;
+    let row = sqlx::query(
+        "SELECT epoch, recounted_to, slices_from FROM counting WHERE id = 1 FOR UPDATE SKIP LOCKED",
+    )
+    .fetch_optional(connection)
+    .await?;
     row.as_ref().map(turn).transpose()
 }
 
@@ -57,14 +60,20 @@ pub(in crate::monitor) async fn take_turn(
 pub(in crate::monitor) async fn await_turn(
     connection: &mut db::Connection,
 ) -> Result<Turn, db::Error> {
-    let row = sqlx::query("SELECT epoch, recounted_to FROM counting WHERE id = 1 FOR UPDATE")
-        .fetch_one(connection)
-        .await?;
+    let row = sqlx::query(
+        "SELECT epoch, recounted_to, slices_from FROM counting WHERE id = 1 FOR UPDATE",
+    )
+    .fetch_one(connection)
+    .await?;
     turn(&row)
 }
 
 fn turn(row: &MySqlRow) -> Result<Turn, db::Error> {
-    Ok(Turn { epoch: row.try_get("epoch")?, recounted_to: row.try_get("recounted_to")? })
+    Ok(Turn {
+        epoch: row.try_get("epoch")?,
+        recounted_to: row.try_get("recounted_to")?,
+        slices_from: row.try_get::<DateTime<Utc>, _>("slices_from")?.into(),
+    })
 }
 
 /// Whether all closed windows are being counted anew.
@@ -73,12 +82,12 @@ pub(in crate::monitor) async fn is_recounting(pool: &MySqlPool) -> Result<bool, 
     Ok(sqlx::query_scalar(recounting).fetch_one(pool).await?)
 }
 
-/// Empties the totals, and has every closed window counted anew.
+/// Empties the totals but for what is archived, and has every closed window counted anew.
 pub(in crate::monitor) async fn begin_recount(
     connection: &mut db::Connection,
 ) -> Result<(), db::Error> {
     await_turn(connection).await?;
-    sqlx::query("DELETE FROM report_totals").execute(&mut *connection).await?;
+    begin_anew(connection).await?;
     sqlx::query("UPDATE counting SET epoch = epoch + 1, recounted_to = 0 WHERE id = 1")
         .execute(connection)
         .await?;
@@ -129,7 +138,8 @@ pub(in crate::monitor) async fn closed_after(
     Ok(sqlx::query_scalar(closed).bind(id).bind(limit).fetch_all(connection).await?)
 }
 
-/// Those of some windows that have closed, by their rows. One that cannot be read is left out.
+/// Those of some windows that have closed and whose events are kept, by their rows. One that cannot be
+/// read is left out.
 pub(in crate::monitor) async fn closed_windows(
     connection: &mut db::Connection,
     ids: &BTreeSet<i64>,
@@ -138,7 +148,7 @@ pub(in crate::monitor) async fn closed_windows(
     let mut found = BTreeMap::new();
     for chunk in chunks(&ids) {
         let mut query = QueryBuilder::<MySql>::new(COLUMNS);
-        query.push("WHERE status <> 'OPEN' AND id IN ");
+        query.push("WHERE status <> 'OPEN' AND events_kept = TRUE AND id IN ");
         push_list(&mut query, chunk.iter().copied());
         for row in &query.build().fetch_all(&mut *connection).await? {
             if let Ok(window) =

@@ -15,7 +15,7 @@ use crate::monitor::window::WindowStatus;
 use crate::wire::{ServiceName, Timestamp};
 
 const COLUMNS: &str = "SELECT id, window_uuid, service_name, status, window_from, ends_at, \
-    expected_reports, error_reports FROM windows WHERE ";
+    expected_reports, error_reports, events_kept FROM windows WHERE ";
 
 /// A window that may hold events that are asked for.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub(in crate::monitor) struct Candidate {
     pub(in crate::monitor) slots: u32,
     /// Known only once it has closed.
     pub(in crate::monitor) errors: Option<i32>,
+    /// Whether its events are kept.
+    pub(in crate::monitor) events_kept: bool,
 }
 
 /// Which windows may hold events that are asked for.
@@ -101,6 +103,7 @@ fn candidate(row: &MySqlRow) -> Result<Candidate, db::Error> {
         ends_at: row.try_get::<DateTime<Utc>, _>("ends_at")?.into(),
         slots: u32::try_from(expected).map_err(|_| bad("expected_reports"))?,
         errors: (!is_open).then_some(errors),
+        events_kept: row.try_get("events_kept")?,
     })
 }
 
