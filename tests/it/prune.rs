@@ -247,7 +247,6 @@ async fn a_window_that_is_gone_stays_gone() {
     let (status, body) = api.get(&format!("/api/monitor/windows/{}", old.uuid)).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert!(error(&body).contains("is known; those that ended by "), "{body}");
-    // Before a window goes, the horizon does: also what was read before is refused.
     counting::count_all(monitor, year).await.unwrap();
     let after = totals(monitor, "'', 'payments-a'").await;
     assert_eq!(after.len(), before.len());
@@ -255,6 +254,33 @@ async fn a_window_that_is_gone_stays_gone() {
     counting::count_all(monitor, year).await.unwrap();
     assert_eq!(totals(monitor, "'', 'payments-a'").await, after);
     assert_eq!(counted(monitor, Span::Day).await, [5, 2, 0, 3, 0, 0, 0, 0, 2]);
+}
+
+/// Another monitor still remembers a window as it was.
+#[tokio::test]
+async fn what_was_read_before_a_window_was_pruned_is_not_relied_on() {
+    let ground = Ground::new().await;
+    let (pruner, other) = (ground.monitor().await, ground.monitor().await);
+    let retain = Retain::For(30 * DAY);
+    let retention = RetentionArgs { retain_events: retain, retain_windows: retain };
+    let forgetful = Monitor { retention, ..pruner.clone() };
+    for (pruner, left) in [(&pruner, 1), (&forgetful, 0)] {
+        let old = window("payments-a", 3);
+        missed(pruner, std::slice::from_ref(&old)).await;
+        let later = old.ends_at().plus(31 * DAY);
+        counting::count_all(pruner, later).await.unwrap();
+        let again = ingest::ingest(&other, vec![heartbeat(&old, 0)], later).await.unwrap();
+        assert_eq!(again, [Outcome::Duplicate]);
+        prune::prune_all(pruner, later).await.unwrap();
+        let known = rows(pruner, &format!("windows WHERE window_uuid = '{}'", old.uuid)).await;
+        assert_eq!(known, left);
+        for slot in [1, 9] {
+            let late = Heartbeat { slot: Some(slot), ..heartbeat(&old, 1) };
+            let outcomes = ingest::ingest(&other, vec![late], later).await.unwrap();
+            assert!(only(&outcomes).ends_with("are no longer kept: see --retain-events"));
+        }
+        assert_eq!((rows(pruner, "events").await, leftovers(pruner).await), (0, 0));
+    }
 }
 
 /// What the API and the command say of a window without events.
