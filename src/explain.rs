@@ -143,7 +143,8 @@ impl Printer {
 
     /// A window; none if none of its slots is to be shown.
     fn window(&self, window: &Explained) -> Option<String> {
-        if !window.facts.slots.iter().any(|slot| self.shows(slot.verdict)) {
+        let is_pruned = !window.facts.events_kept && self.only.is_empty();
+        if !is_pruned && !window.facts.slots.iter().any(|slot| self.shows(slot.verdict)) {
             return None;
         }
         if !self.json {

@@ -5,7 +5,7 @@
 //! `repository` stores. [`window`], [`watermark`] and [`closing`] hold the rules, which know neither
 //! database nor clock. [`audits`] reads what the senders wrote, `explain` puts both ledgers
 //! together, and `unheard` finds windows that are in one of them only. [`counting`] keeps totals of
-//! closed windows up to date; [`metrics`] counts. Any number of monitors may share one database: the
+//! closed windows up to date; [`prune`] deletes what [`retention`] keeps no longer; [`metrics`] counts. Any number of monitors may share one database: the
 //! primary key of an event decides between a heartbeat and the verdict that it is missing, and a
 //! sweep skips windows that another monitor is closing.
 
@@ -21,8 +21,10 @@ pub mod latency;
 pub mod lookups;
 pub mod metrics;
 pub mod pipeline;
+pub mod prune;
 pub mod register;
 mod repository;
+pub mod retention;
 pub mod sweep;
 pub mod totals;
 mod unheard;
@@ -48,6 +50,7 @@ use self::ingest::Arrivals;
 use self::lookups::Lookups;
 use self::metrics::Metrics;
 use self::repository::Filter;
+use self::retention::RetentionArgs;
 use self::window::StoredWindow;
 use self::window_cache::WindowCache;
 use crate::config::{
@@ -99,6 +102,10 @@ pub struct MonitorArgs {
           value_delimiter = ',', value_parser = secret::<DatabaseUrl>())]
     pub audit_database_url: Vec<DatabaseUrl>,
 
+    /// How long what is kept.
+    #[command(flatten)]
+    pub retention: RetentionArgs,
+
     /// The monitor database.
     #[command(flatten)]
     pub database: DatabaseArgs,
@@ -127,6 +134,8 @@ pub struct Monitor {
     pub replay_grace: Duration,
     /// How long a window may be held, while a monitor runs.
     pub max_hold: Duration,
+    /// How long what is kept.
+    pub retention: RetentionArgs,
     /// What allows to destroy and to send again; without it nobody may.
     pub admin_token: Option<AdminToken>,
     /// Windows that were met lately.
@@ -162,6 +171,7 @@ impl Monitor {
 /// # Errors
 /// When it cannot start, with a sentence for a person, or when a part of it dies.
 pub async fn run(args: MonitorArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    args.retention.validate()?;
     let listener = http::bind(args.listen, "the monitor").await?;
     serve(args, listener, shutdown).await
 }
@@ -204,6 +214,7 @@ pub async fn serve(
         grace: args.grace,
         replay_grace: args.replay_grace,
         max_hold: args.max_hold,
+        retention: args.retention,
         admin_token: args.admin_token,
         window_cache: Arc::default(),
         arrivals: Arc::default(),
@@ -221,6 +232,7 @@ pub async fn serve(
     tasks.spawn(http::serve(listener, router, api::MAX_BODY_BYTES, shutdown.clone()));
     tasks.spawn(pipeline::run(monitor.clone(), shutdown.clone()));
     tasks.spawn(counting::run(monitor.clone(), shutdown.clone()));
+    tasks.spawn(prune::run(monitor.clone(), shutdown.clone()));
     tasks.spawn(sweep::run(monitor.clone(), args.sweep_interval, shutdown.clone()));
     tracing::info!(listen = %args.listen, "the monitor is ready");
     let ended = shutdown::join_all(tasks, &shutdown).await;

@@ -19,6 +19,7 @@ use crate::config::{
 };
 use crate::http;
 use crate::local::{Options, Servers};
+use crate::monitor::retention::RetentionArgs;
 use crate::monitor::{self, MonitorArgs};
 use crate::payments::{self, PaymentsArgs};
 use crate::relay::{self, RelayArgs};
@@ -70,6 +71,10 @@ pub struct StandaloneArgs {
     #[arg(long, env = "SWEEP_INTERVAL", default_value = "5s", value_name = "DURATION",
           value_parser = positive_duration)]
     pub sweep_interval: Duration,
+
+    /// How long the monitor keeps what.
+    #[command(flatten)]
+    pub retention: RetentionArgs,
 }
 
 /// Runs everything until told to stop, then prints what came of the latest windows.
@@ -77,6 +82,7 @@ pub struct StandaloneArgs {
 /// # Errors
 /// When it cannot start, with a sentence for a person, or when a part of it dies.
 pub async fn run(args: StandaloneArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    args.retention.validate()?;
     let sockets = Sockets::bind(&args).await?;
     tracing::info!(data_dir = %args.data_dir.display(), "starting the private servers");
     let options = Options {
@@ -244,6 +250,7 @@ fn monitor_args(args: &StandaloneArgs, servers: &Servers) -> anyhow::Result<Moni
         grace: Duration::from_secs(2),
         replay_grace: Duration::from_secs(30),
         max_hold: Duration::from_mins(10),
+        retention: args.retention,
         admin_token: None,
         audit_database_url: vec![database(servers, DATABASES[0])?.database_url],
         database: database(servers, DATABASES[1])?,

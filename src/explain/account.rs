@@ -16,6 +16,8 @@ pub struct Account {
     pub verdicts: BTreeMap<Verdict, u64>,
     /// Slots that are over or arrived, by what the audit says and by whether the monitor saw them.
     pub ledgers: BTreeMap<(Said, bool), u64>,
+    /// Slots that are missing of windows without events, of which nobody can say why any more.
+    pub untold: u64,
     /// Whether there may be windows of which only an audit knows that cannot be read.
     pub is_partial: bool,
 }
@@ -35,6 +37,7 @@ impl Account {
     /// Adds a window.
     pub fn add(&mut self, window: &Window) {
         self.windows += 1;
+        self.untold += u64::from(window.untold());
         for slot in &window.slots {
             *self.verdicts.entry(slot.verdict).or_default() += 1;
             if slot.verdict != Verdict::Pending {
@@ -66,7 +69,7 @@ impl Account {
 /// What a command ends with that leaves so many slots unexplained.
 #[must_use]
 pub fn exit_code(unexplained: u64, account: &Account) -> ExitCode {
-    match (unexplained, account.of(Verdict::Unknown)) {
+    match (unexplained, account.of(Verdict::Unknown) + account.untold) {
         (0, 0) if !account.is_partial => ExitCode::SUCCESS,
         (0, _) => ExitCode::from(COULD_NOT_TELL),
         _ => ExitCode::FAILURE,

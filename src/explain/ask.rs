@@ -54,13 +54,28 @@ pub struct Window {
     pub expected_reports: u32,
     /// Those of them that arrived.
     pub received_reports: u32,
+    /// False when the monitor has deleted the events, so that nothing is said of the slots. An older
+    /// monitor keeps them for ever.
+    #[serde(default = "events_kept")]
+    pub events_kept: bool,
     /// `known` if the audit had a say.
     pub audit: String,
     /// Each of its slots.
     pub slots: Vec<Slot>,
 }
 
+const fn events_kept() -> bool {
+    true
+}
+
 impl Window {
+    /// How many heartbeats did not arrive of which nobody can say why any more.
+    #[must_use]
+    pub fn untold(&self) -> u32 {
+        let missing = self.expected_reports.saturating_sub(self.received_reports);
+        if self.events_kept { 0 } else { missing }
+    }
+
     /// The window as its heartbeats name it.
     ///
     /// # Errors

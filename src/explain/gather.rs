@@ -41,7 +41,7 @@ pub async fn each(
             break;
         }
     }
-    // Whoever keeps an audit may delete what is old at any time, or take it away.
+    // Those that only an audit knows.
     is_partial |= take_all(monitor, unheard, true, &mut take).await?;
     Ok(is_partial)
 }
@@ -66,11 +66,11 @@ async fn unheard(
 }
 
 /// Asks for windows and hands them over. Answers whether there are more that the monitor cannot tell of
-/// now, which can be only where they may be gone.
+/// now, which can be only where their audit may be away.
 async fn take_all(
     monitor: &Monitor,
     uuids: Vec<Uuid>,
-    may_be_gone: bool,
+    may_be_away: bool,
     mut take: impl FnMut(&Explained) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
     let mut is_partial = false;
@@ -78,8 +78,9 @@ async fn take_all(
     let mut windows = windows.buffered(AT_A_TIME);
     while let Some(window) = windows.next().await {
         match window {
-            Err(error) if may_be_gone && error.is::<NotFound>() => (),
-            Err(error) if may_be_gone && error.is::<Unavailable>() => is_partial = true,
+            // Whoever keeps a ledger may delete what is old at any time, or take it away.
+            Err(error) if error.is::<NotFound>() => (),
+            Err(error) if may_be_away && error.is::<Unavailable>() => is_partial = true,
             window => take(&window?)?,
         }
     }

@@ -39,6 +39,9 @@ impl Style {
             window.received_reports,
             window.expected_reports,
         );
+        if !window.events_kept {
+            text.push_str("  its events are no longer kept: it is too old to be explained\n");
+        }
         for line in window.slots.chunks(SLOTS_PER_LINE) {
             let glyphs: String = line.iter().map(|slot| self.glyph(slot.verdict)).collect();
             // Writing to a string cannot fail.
@@ -151,6 +154,9 @@ fn conclusion(account: &Account) -> String {
     }
     if unknown > 0 {
         said.push(format!("{} not judged: unknown.", are(unknown)));
+    }
+    if account.untold > 0 {
+        said.push(format!("{} not judged: their events are no longer kept.", are(account.untold)));
     }
     if account.is_partial {
         said.push(

@@ -27,10 +27,11 @@ use uuid::Uuid;
 
 pub use self::places::Places;
 use self::views::WindowView;
-use super::{Monitor, lookups};
+use super::{Monitor, lookups, repository};
 use crate::db;
 use crate::http::failures::OurFault;
 use crate::http::{self, ApiError, Health, Ready};
+use crate::wire::Timestamp;
 
 /// Largest body of any request: a full batch.
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
@@ -101,7 +102,17 @@ async fn metrics(State(monitor): State<Monitor>) -> Response {
 
 async fn stored_window(monitor: &Monitor, uuid: Uuid) -> Result<WindowView, ApiError> {
     let found = lookups::find_window(monitor, uuid).await?;
-    found.map(WindowView::from).ok_or_else(|| unknown_window(uuid))
+    if let Some(window) = found {
+        return Ok(WindowView::from(window));
+    }
+    let gone_until = repository::gone_until(&monitor.pool).await?;
+    if !Timestamp::is_usable(gone_until.micros()) {
+        // None was ever deleted.
+        return Err(unknown_window(uuid));
+    }
+    Err(ApiError::not_found(format!(
+        "no window {uuid} is known; those that ended by {gone_until} are no longer kept"
+    )))
 }
 
 fn unknown_window(uuid: Uuid) -> ApiError {

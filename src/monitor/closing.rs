@@ -154,6 +154,7 @@ mod tests {
             status: WindowStatus::Open,
             counts: Counts::default(),
             unscheduled: 0,
+            events_kept: true,
             via_stream: true,
             clock_offset_us: None,
             held_from_us: None,

@@ -14,7 +14,8 @@
 //!
 //! The totals can be rebuilt: they are emptied, in steps, and then all closed windows are marked, in the
 //! order of their rows, whenever nothing else waits to be counted. What a window added before a rebuild
-//! began counts for nothing then.
+//! began counts for nothing then. What windows added whose events are [no longer kept](super::prune) is
+//! archived, and comes back once the totals are empty.
 
 mod judging;
 
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::judging::judge_once;
 use self::judging::{Judged, judge_at};
 use super::Monitor;
-use super::repository::{self, Turn};
+use super::repository::{self, Sums, Turn};
 use super::totals::Changes;
 use super::window::StoredWindow;
 use crate::wire::Timestamp;
@@ -120,8 +121,8 @@ async fn count_marked(
     db::long_transaction(&monitor.pool, "count windows", move |connection| {
         Box::pin(async move {
             let Some(turn) = repository::take_turn(connection).await? else { return Ok(0) };
-            if turn.is_emptying() {
-                repository::empty_some(connection).await?;
+            if turn.is_refilling() {
+                repository::refill_some(connection, turn).await?;
                 return Ok(1);
             }
             let waiting = match only {
@@ -227,13 +228,14 @@ async fn add(
         }
         stored.push((*id, added, judge_at(window, added, judged, now)));
     }
-    repository::add_totals(connection, &changes.into_real()).await?;
+    let changes = changes.into_real(turn.slices_from);
+    repository::add_totals(connection, Sums::Live, &changes).await?;
     repository::store_added(connection, turn.epoch, &stored).await?;
     repository::store_last(connection, &last).await
 }
 
-/// Empties the totals and has them counted anew from what is stored. Monitors do so in the
-/// background, also after a restart; until they have, the totals are too small.
+/// Empties the totals but for what is archived, and has them counted anew from what is stored.
+/// Monitors do so in the background, also after a restart; until they have, the totals are too small.
 ///
 /// # Errors
 /// When the database does not do its part; then nothing is changed.

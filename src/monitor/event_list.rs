@@ -118,8 +118,10 @@ pub(super) async fn page(
     if let Some(uuid) = wanted.window {
         let found = repository::only_candidate(pool, uuid).await?;
         let is_of = |service: &ServiceName, window: &Candidate| service.as_str() == window.service;
-        let found = found
-            .filter(|window| wanted.service.as_ref().is_none_or(|service| is_of(service, window)));
+        let found = found.filter(|window| {
+            window.events_kept
+                && wanted.service.as_ref().is_none_or(|service| is_of(service, window))
+        });
         if let Some(window) = found {
             listing.read_one(&window).await?;
         }
@@ -196,7 +198,7 @@ impl<'m> Listing<'m> {
         let is_done = self.done.is_some_and(|done| done == EventPosition::behind(window));
         let ends_before = self.wanted.from.is_some_and(|from| window.ends_at < from);
         let has_none = self.wanted.status == Some(EventStatus::Error) && window.errors == Some(0);
-        !is_done && !ends_before && !has_none
+        window.events_kept && !is_done && !ends_before && !has_none
     }
 
     /// Looks at windows in their order. Answers whether to go on.

@@ -11,17 +11,20 @@ use std::collections::HashMap;
 use super::Monitor;
 use super::closing::Closing;
 use super::repository::{self, DeadHeartbeat, SlotEvent};
+use super::retention::may_be_pruned;
 use super::window::StoredWindow;
 use crate::db;
 use crate::verdict::{self, Arrival, Audit, AuditRow, Delivery, Facts, Letter, Verdict};
 use crate::wire::{StreamId, Timestamp, Window};
 
-/// The slots of a window, with their verdicts.
+/// The slots of a window, with their verdicts; none if its events are no longer kept.
 #[derive(Debug)]
 pub(super) struct Explained {
     pub(super) slots: Vec<ExplainedSlot>,
     /// Whether the audit had a say.
     pub(super) audit: &'static str,
+    /// Whether the events of the window are kept.
+    pub(super) events_kept: bool,
 }
 
 /// One slot: what is stored, what the audit says, and what follows.
@@ -46,6 +49,12 @@ pub(super) async fn explain(
 ) -> Result<Explained, db::Error> {
     let delivery = delivery(monitor, &stored.window).await?;
     let events = repository::slot_events(&monitor.pool, stored.id).await?;
+    // Asked after the events, so that none of them had been deleted when they were read.
+    if may_be_pruned(stored.window.ends_at(), now)
+        && !repository::are_events_kept(&monitor.pool, stored.id).await?
+    {
+        return Ok(Explained { slots: Vec::new(), audit: "not_asked", events_kept: false });
+    }
     let clock_offset_us = stored.clock_offset_us.unwrap_or(0);
     compare(monitor, (&stored.window, clock_offset_us), events, delivery, now).await
 }
@@ -99,7 +108,7 @@ async fn compare(
             event,
         }
     });
-    Ok(Explained { slots: slots.collect(), audit: audit.name() })
+    Ok(Explained { slots: slots.collect(), audit: audit.name(), events_kept: true })
 }
 
 async fn delivery(monitor: &Monitor, window: &Window) -> Result<Delivery, db::Error> {

@@ -3,18 +3,22 @@
 //! What arrives while the database is busy is written in one transaction, its rows sorted by primary
 //! key so that two transactions never wait for each other in a circle. What each heartbeat meant is
 //! read back only when the number of affected rows says that some were there before.
+//!
+//! What belongs to a window whose events are no longer kept is refused. Only windows that ended long
+//! ago are asked for that.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use uuid::Uuid;
 
 use super::Monitor;
 use super::batcher::{Batcher, Limits};
-use super::register::{MAX_OPEN_WINDOWS, Sighting, register};
+use super::register::{MAX_OPEN_WINDOWS, Registered, Sighting, register};
 use super::repository::{self, EventRow, Stored};
+use super::retention::{events_gone, may_be_pruned, window_gone};
 use super::window::{StoredWindow, WindowStatus};
 use crate::wire::{Announcement, Heartbeat, Slot, Timestamp, Window};
 use crate::{db, metrics};
@@ -65,12 +69,12 @@ pub async fn announce(
     now: Timestamp,
 ) -> Result<Vec<Outcome>, db::Error> {
     let welcome = announcements.iter().filter(|told| check_window(&told.window, now).is_ok());
-    let (known, new) = register(monitor, welcome.map(Sighting::from).collect(), now).await?;
+    let known = register(monitor, welcome.map(Sighting::from).collect(), now).await?;
     let outcomes = announcements.iter().map(|Announcement { window, .. }| {
         let stored = check_window(window, now).and_then(|()| owned(&known, window));
         match stored {
             Err(reason) => Outcome::Rejected(reason),
-            Ok(_) if new.contains(&window.uuid) => Outcome::Recorded,
+            Ok(_) if known.new.contains(&window.uuid) => Outcome::Recorded,
             Ok(_) => Outcome::Duplicate,
         }
     });
@@ -127,13 +131,13 @@ async fn take(monitor: &Monitor, arrivals: &[Arrival]) -> Result<Vec<Outcome>, d
     let welcome = arrivals.iter().filter(|arrival| check(arrival).is_ok());
     let sightings = welcome.clone().map(|arrival| Sighting::from(&*arrival.heartbeat));
     let Some(now) = arrivals.iter().map(|arrival| arrival.at).max() else { return Ok(Vec::new()) };
-    let (known, _) = register(monitor, sightings.collect(), now).await?;
-    let (batch, places) = Batch::sort(arrivals, &known);
+    let known = register(monitor, sightings.collect(), now).await?;
+    let (batch, places) = Batch::sort(arrivals, &known, now);
     let written = store(monitor, batch, now).await?;
-    let outcomes = outcomes(places, &written.before);
+    let outcomes = outcomes(places, &written);
     monitor.metrics.took(arrivals, &outcomes);
     for (id, status) in written.settled {
-        let window = known.values().find(|stored| stored.id == id);
+        let window = known.known.values().find(|stored| stored.id == id);
         let service = window.map_or(metrics::OTHER, |stored| stored.window.service.as_str());
         monitor.metrics.settled(service, status);
     }
@@ -145,7 +149,8 @@ async fn take(monitor: &Monitor, arrivals: &[Arrival]) -> Result<Vec<Outcome>, d
 enum Place {
     /// To the row of this window and slot; as its first copy in this batch, or a further one.
     Scheduled((i64, u32), bool),
-    Unscheduled,
+    /// Beside the slots of this window.
+    Unscheduled(i64),
     Nowhere(String),
 }
 
@@ -154,22 +159,30 @@ enum Place {
 struct Batch {
     scheduled: BTreeMap<(i64, u32), EventRow>,
     unscheduled: BTreeMap<(i64, i64), EventRow>,
+    /// Windows so old that their events may be deleted meanwhile, and what is said then.
+    old: BTreeMap<i64, String>,
 }
 
 impl Batch {
-    fn sort(arrivals: &[Arrival], known: &HashMap<Uuid, Arc<StoredWindow>>) -> (Self, Vec<Place>) {
+    fn sort(arrivals: &[Arrival], known: &Registered, now: Timestamp) -> (Self, Vec<Place>) {
         let mut batch = Self::default();
-        let places = arrivals.iter().map(|arrival| batch.add(arrival, known)).collect();
+        let places = arrivals.iter().map(|arrival| batch.add(arrival, known, now)).collect();
         (batch, places)
     }
 
-    fn add(&mut self, arrival: &Arrival, known: &HashMap<Uuid, Arc<StoredWindow>>) -> Place {
+    fn add(&mut self, arrival: &Arrival, known: &Registered, now: Timestamp) -> Place {
         let heartbeat = &arrival.heartbeat;
         let stored = check(arrival).and_then(|()| owned(known, &heartbeat.window));
         let stored = match stored {
             Ok(stored) => stored,
             Err(reason) => return Place::Nowhere(reason),
         };
+        if !stored.events_kept {
+            return Place::Nowhere(events_gone(stored));
+        }
+        if may_be_pruned(stored.window.ends_at(), now) {
+            self.old.entry(stored.id).or_insert_with(|| events_gone(stored));
+        }
         match heartbeat.slot_in(&stored.window) {
             Slot::Scheduled(slot) => {
                 let key = (stored.id, slot);
@@ -178,9 +191,34 @@ impl Batch {
             }
             Slot::Unscheduled(number) => {
                 EventRow::add(&mut self.unscheduled, (stored.id, number), arrival);
-                Place::Unscheduled
+                Place::Unscheduled(stored.id)
             }
         }
+    }
+
+    /// Those of its old windows whose events are no longer kept. Of the others, that stays so until
+    /// the transaction ends.
+    async fn gone(
+        &self,
+        connection: &mut db::Connection,
+    ) -> Result<BTreeMap<i64, String>, db::Error> {
+        let mut gone = self.old.clone();
+        if !gone.is_empty() {
+            let kept = repository::hold_kept(connection, &gone.keys().copied().collect()).await?;
+            gone.retain(|id, _| !kept.contains(id));
+        }
+        Ok(gone)
+    }
+
+    /// The batch without the rows of some windows.
+    fn without<'b>(&'b self, gone: &BTreeMap<i64, String>) -> Cow<'b, Self> {
+        let mut batch = Cow::Borrowed(self);
+        if !gone.is_empty() {
+            let rest = batch.to_mut();
+            rest.scheduled.retain(|(id, _), _| !gone.contains_key(id));
+            rest.unscheduled.retain(|(id, _), _| !gone.contains_key(id));
+        }
+        batch
     }
 }
 
@@ -204,13 +242,11 @@ fn check_ahead(name: &str, at: Timestamp, now: Timestamp) -> Result<(), String> 
 }
 
 /// The window as it is stored, if it belongs to the same service.
-fn owned<'k>(
-    known: &'k HashMap<Uuid, Arc<StoredWindow>>,
-    window: &Window,
-) -> Result<&'k StoredWindow, String> {
-    match known.get(&window.uuid) {
+fn owned<'k>(known: &'k Registered, window: &Window) -> Result<&'k StoredWindow, String> {
+    match known.known.get(&window.uuid) {
         Some(stored) if stored.window.service == window.service => Ok(stored),
         Some(_) => Err(format!("window {} belongs to another service", window.uuid)),
+        None if known.gone.contains(&window.uuid) => Err(window_gone(window)),
         None => Err(format!(
             "window {} is new, and its service has {MAX_OPEN_WINDOWS} open ones already",
             window.uuid
@@ -223,6 +259,8 @@ fn owned<'k>(
 struct Written {
     /// What was there before, for rows that were not new.
     before: HashMap<(i64, u32), Stored>,
+    /// Windows whose events are no longer kept, so that nothing of them was written.
+    gone: BTreeMap<i64, String>,
     /// Windows that were unobserved, and what they are now.
     settled: Vec<(i64, WindowStatus)>,
 }
@@ -236,17 +274,20 @@ async fn store(monitor: &Monitor, batch: Batch, now: Timestamp) -> Result<Writte
     let batch = Arc::new(batch);
     match store_new(monitor, Arc::clone(&batch)).await {
         Err(error) if error.is_taken() => store_any(monitor, batch, now).await,
-        stored => stored.map(|()| Written::default()),
+        stored => stored,
     }
 }
 
 /// Writes a batch of which nothing is there yet, or nothing.
-async fn store_new(monitor: &Monitor, batch: Arc<Batch>) -> Result<(), db::Error> {
+async fn store_new(monitor: &Monitor, batch: Arc<Batch>) -> Result<Written, db::Error> {
     db::transaction(&monitor.pool, "store new heartbeats", move |connection| {
         let batch = Arc::clone(&batch);
         Box::pin(async move {
+            let gone = batch.gone(connection).await?;
+            let batch = batch.without(&gone);
             repository::insert_unscheduled(connection, &batch.unscheduled).await?;
-            repository::insert_new_events(connection, &batch.scheduled).await
+            repository::insert_new_events(connection, &batch.scheduled).await?;
+            Ok(Written { gone, ..Written::default() })
         })
     })
     .await
@@ -261,10 +302,12 @@ async fn store_any(
     db::transaction(&monitor.pool, "store heartbeats", move |connection| {
         let batch = Arc::clone(&batch);
         Box::pin(async move {
+            let gone = batch.gone(connection).await?;
+            let batch = batch.without(&gone);
             repository::insert_unscheduled(connection, &batch.unscheduled).await?;
             let affected = repository::insert_events(connection, &batch.scheduled).await?;
             if affected == batch.scheduled.len() as u64 {
-                return Ok(Written::default());
+                return Ok(Written { gone, ..Written::default() });
             }
             let before = repository::read_back(connection, &batch.scheduled).await?;
             let revised: BTreeSet<i64> = before
@@ -274,22 +317,29 @@ async fn store_any(
                 .collect();
             let revised = Vec::from_iter(revised);
             let settled = repository::revise_closed(connection, &revised, now).await?;
-            Ok(Written { before, settled })
+            Ok(Written { before, gone, settled })
         })
     })
     .await
 }
 
-fn outcomes(places: Vec<Place>, stored: &HashMap<(i64, u32), Stored>) -> Vec<Outcome> {
-    let outcome = |place| match place {
+fn outcomes(places: Vec<Place>, written: &Written) -> Vec<Outcome> {
+    let stored = |place| match place {
         Place::Nowhere(reason) => Outcome::Rejected(reason),
-        Place::Unscheduled => Outcome::Unscheduled,
+        Place::Unscheduled(_) => Outcome::Unscheduled,
         Place::Scheduled(_, false) => Outcome::Duplicate,
-        Place::Scheduled(key, true) => match stored.get(&key) {
+        Place::Scheduled(key, true) => match written.before.get(&key) {
             None | Some(Stored::New) => Outcome::Recorded,
             Some(Stored::Late) => Outcome::Late,
             Some(Stored::Before) => Outcome::Duplicate,
         },
+    };
+    let outcome = |place| {
+        let gone = match &place {
+            Place::Scheduled((id, _), _) | Place::Unscheduled(id) => written.gone.get(id),
+            Place::Nowhere(_) => None,
+        };
+        gone.cloned().map_or_else(|| stored(place), Outcome::Rejected)
     };
     places.into_iter().map(outcome).collect()
 }

@@ -8,8 +8,10 @@ use std::collections::HashMap;
 
 use super::closing::ClosingRules;
 use super::ingest::{Arrival, Outcome};
+use super::prune;
 use super::window::{StoredWindow, WindowStatus};
 use crate::metrics::{Age, ByService, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+use crate::wire::Timestamp;
 
 /// What became of heartbeats.
 const OUTCOMES: [&str; 5] = ["recorded", "duplicate", "late", "unscheduled", "rejected"];
@@ -37,6 +39,11 @@ pub struct Metrics {
     pub stalled: IntGauge,
     /// How often Redis was emptied, replaced or restarted.
     pub replacements: IntCounter,
+    /// Steps of pruning that failed.
+    pub prune_failures: IntCounter,
+    pruned_rows: IntCounterVec,
+    /// How old the oldest window with events is, and the oldest of all.
+    oldest: [Age; 2],
     delivery: Histogram,
     watermark: Age,
     watch: Age,
@@ -101,6 +108,26 @@ impl Default for Metrics {
                 "heartbeat_monitor_redis_replacements_total",
                 "How often a report showed that Redis was emptied, replaced or restarted.",
             ),
+            prune_failures: registry.counter(
+                "heartbeat_monitor_prune_failures_total",
+                "Steps of deleting what is kept no longer that failed.",
+            ),
+            pruned_rows: registry.counters(
+                (
+                    "heartbeat_monitor_pruned_rows_total",
+                    "Rows that were deleted because they are kept no longer.",
+                ),
+                ["table"],
+                &prune::TABLES.map(|table| [table]),
+            ),
+            oldest: ["events", "windows"].map(|of| {
+                let about = (
+                    "heartbeat_monitor_oldest_kept_age_seconds",
+                    "How long the oldest closed window that is kept, or whose events are, has \
+                     been over.",
+                );
+                registry.age(about, &[("of", of)])
+            }),
             services: by_service(&registry),
             registry,
         }
@@ -196,6 +223,24 @@ impl Metrics {
     pub(super) fn settled(&self, service: &str, status: WindowStatus) {
         let counters = self.services.of(service);
         counters.settled[usize::from(status == WindowStatus::Alert)].inc();
+    }
+
+    /// Counts what a step of pruning deleted, and notes since when the oldest windows are over.
+    pub(super) fn pruned(
+        &self,
+        outcome: &prune::Outcome,
+        oldest: [Option<Timestamp>; 2],
+        now: Timestamp,
+    ) {
+        for (table, rows) in &outcome.deleted {
+            self.pruned_rows.with_label_values(&[table]).inc_by(*rows);
+        }
+        for (age, since) in self.oldest.iter().zip(oldest) {
+            match since {
+                Some(since) => age.set(since.until(now)),
+                None => age.clear(),
+            }
+        }
     }
 
     /// Notes what the database says of the watermark.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::ingest::MAX_CLOCK_AHEAD;
+use super::retention::may_be_pruned;
 use super::window::{StoredWindow, WindowStatus};
 use super::{Monitor, repository};
 use crate::db;
@@ -94,13 +95,23 @@ impl From<&Announcement> for Sighting {
     }
 }
 
-/// Makes sure that windows are known; a window's first definition stands. Answers all of them, and
-/// which were new.
+/// Windows that messages are of.
+#[derive(Debug, Default)]
+pub(super) struct Registered {
+    /// Those that are known now.
+    pub(super) known: HashMap<Uuid, Arc<StoredWindow>>,
+    /// Those of them that were new.
+    pub(super) new: BTreeSet<Uuid>,
+    /// Those that may have been known and are no longer kept.
+    pub(super) gone: BTreeSet<Uuid>,
+}
+
+/// Makes sure that windows are known; a window's first definition stands.
 pub(super) async fn register(
     monitor: &Monitor,
     sightings: Vec<Sighting>,
     now: Timestamp,
-) -> Result<(HashMap<Uuid, Arc<StoredWindow>>, BTreeSet<Uuid>), db::Error> {
+) -> Result<Registered, db::Error> {
     let mut sighted: BTreeMap<Uuid, Sighting> = BTreeMap::new();
     for sighting in sightings {
         match sighted.entry(sighting.window.uuid) {
@@ -108,56 +119,79 @@ pub(super) async fn register(
             Entry::Occupied(mut first) => first.get_mut().merge(&sighting),
         }
     }
-    let mut known = HashMap::with_capacity(sighted.len());
+    let mut registered = Registered::default();
     sighted.retain(|uuid, sighting| match monitor.window_cache.get(*uuid, now) {
         Some(cached) if !sighting.corrects(&cached.window) => {
-            known.insert(*uuid, cached.window);
+            registered.known.insert(*uuid, cached.window);
             false
         }
         _ => true,
     });
-    let mut inserted = BTreeSet::new();
     if !sighted.is_empty() {
-        let found = ask_and_insert(monitor, &sighted, &mut inserted, now).await?;
-        monitor.window_cache.remember(found.values(), now);
-        known.extend(found);
+        let asked = ask_and_insert(monitor, &sighted, now).await?;
+        monitor.window_cache.remember(asked.known.values(), now);
+        registered.known.extend(asked.known);
+        (registered.new, registered.gone) = (asked.new, asked.gone);
     }
-    Ok((known, inserted))
+    Ok(registered)
 }
 
-/// Reads windows, notes what is news of them, and inserts those that are new, whose names it adds
-/// to `inserted`. Leaves out what a service may not open.
+/// Reads windows, notes what is news of them, and inserts those that are new. Leaves out what a
+/// service may not open.
 async fn ask_and_insert(
     monitor: &Monitor,
     sighted: &BTreeMap<Uuid, Sighting>,
-    inserted: &mut BTreeSet<Uuid>,
     now: Timestamp,
-) -> Result<HashMap<Uuid, Arc<StoredWindow>>, db::Error> {
+) -> Result<Registered, db::Error> {
     let uuids: Vec<Uuid> = sighted.keys().copied().collect();
-    let mut known = read_and_correct(monitor, &uuids, sighted).await?;
+    let known = read_and_correct(monitor, &uuids, sighted).await?;
+    let mut registered = Registered { known, ..Registered::default() };
     let mut new = sighted.clone();
-    new.retain(|uuid, _| !known.contains_key(uuid));
+    new.retain(|uuid, _| !registered.known.contains_key(uuid));
     leave_out_crowded(monitor, &mut new).await?;
     for _ in 0..MAX_RACES {
         if new.is_empty() {
-            return Ok(known);
+            return Ok(registered);
         }
         let definitions: Arc<[Sighting]> = new.values().cloned().collect();
-        let all_new = db::transaction(&monitor.pool, "register windows", move |connection| {
-            let definitions = Arc::clone(&definitions);
-            Box::pin(async move { repository::insert_windows(connection, &definitions, now).await })
-        })
-        .await?;
+        let (all_new, gone) =
+            db::transaction(&monitor.pool, "register windows", move |connection| {
+                let definitions = Arc::clone(&definitions);
+                Box::pin(async move {
+                    let (kept, gone) = without_gone(connection, &definitions, now).await?;
+                    Ok((repository::insert_windows(connection, &kept, now).await?, gone))
+                })
+            })
+            .await?;
+        new.retain(|uuid, _| !gone.contains(uuid));
+        registered.gone.extend(gone);
         if all_new {
-            inserted.extend(new.keys().copied());
+            registered.new.extend(new.keys().copied());
         }
         // Ours, or those of another request that was faster; the rest is tried again.
         let uuids: Vec<Uuid> = new.keys().copied().collect();
         let found = read_and_correct(monitor, &uuids, sighted).await?;
         new.retain(|uuid, _| !found.contains_key(uuid));
-        known.extend(found);
+        registered.known.extend(found);
     }
     Err(db::Error::contended("windows"))
+}
+
+/// Windows that may be made known, and which not, because they may have been and were deleted since.
+/// Until the transaction ends, no more of them are.
+async fn without_gone(
+    connection: &mut db::Connection,
+    definitions: &[Sighting],
+    now: Timestamp,
+) -> Result<(Vec<Sighting>, BTreeSet<Uuid>), db::Error> {
+    let ends_at = |sighting: &Sighting| sighting.window.ends_at();
+    if !definitions.iter().any(|sighting| may_be_pruned(ends_at(sighting), now)) {
+        return Ok((definitions.to_vec(), BTreeSet::new()));
+    }
+    let until = repository::hold_gone_until(connection).await?;
+    let (gone, kept): (Vec<_>, Vec<_>) =
+        definitions.iter().cloned().partition(|sighting| ends_at(sighting) <= until);
+    Ok((kept, gone.iter().map(|sighting| sighting.window.uuid).collect()))
 }
 
 /// Reads windows, and stores what messages say of those that are open, where it is news. Answers

@@ -13,6 +13,7 @@ mod events;
 mod letters;
 mod obstacles;
 mod pipelines;
+mod prune;
 mod services;
 mod tallies;
 mod totals;
@@ -34,7 +35,7 @@ pub(super) use conditions::{
 };
 pub(super) use counting::{
     Turn, add_up, added_before, begin_recount, closed_after, closed_windows, count_marks,
-    delete_marks, empty_some, is_recounting, mark_uncounted, marks, set_judge_at, set_mark_aside,
+    delete_marks, is_recounting, mark_uncounted, marks, refill_some, set_judge_at, set_mark_aside,
     store_added, store_last, store_recounted, take_turn, to_judge,
 };
 pub(super) use due::{ClaimLimits, claim_due, due_next, hold, lock_window, over};
@@ -52,9 +53,17 @@ pub(super) use pipelines::{
     Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,
     store_progress, store_report,
 };
+pub(super) use prune::{
+    are_events_kept, claim_empty, claim_old, claim_to_empty, counted, delete_letters_of, delete_of,
+    delete_slices, delete_stray_letters, delete_windows, empty_windows, gone_until,
+    hold_gone_until, hold_kept, let_go, marked, old_windows, oldest_kept, store_gone_until,
+    store_slices_from,
+};
 pub(super) use services::{KnownService, services};
 pub(super) use tallies::{Found, Tally, count_from};
-pub(super) use totals::{DayFilter, add_totals, count_open, days, successes, sum};
+pub(super) use totals::{
+    DayFilter, Sums, add_totals, count_open, days, restore_archived, successes, sum,
+};
 pub(super) use windows::{
     Filter, Position, correct_windows, counts, find_windows, insert_windows, list_windows,
     open_windows, unscheduled, windows_by_id, windows_by_uuid,

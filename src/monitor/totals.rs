@@ -284,10 +284,14 @@ impl Changes {
         }
     }
 
-    /// Those that are any, in the order of the key.
+    /// Those that are any, in the order of the key, without slices that are not kept because they
+    /// begin before an instant.
     #[must_use]
-    pub fn into_real(mut self) -> Vec<((Span, String, Timestamp), Totals)> {
-        self.0.retain(|_, totals| *totals != Totals::default());
+    pub fn into_real(mut self, slices_from: Timestamp) -> Vec<((Span, String, Timestamp), Totals)> {
+        let is_kept = |span, begin| span != Span::Slice || begin >= slices_from;
+        self.0.retain(|(span, _, begin), totals| {
+            is_kept(*span, *begin) && *totals != Totals::default()
+        });
         self.0.into_iter().collect()
     }
 }
@@ -323,9 +327,12 @@ mod tests {
         let added = Added(BTreeMap::from([(0, totals)]));
         let mut changes = Changes::default();
         changes.add("a", &added, 1);
-        assert_eq!(changes.clone().into_real().len(), 6, "three spans, one service and all");
+        let (at_it, after) = (Timestamp::from_micros(0), Timestamp::from_micros(1));
+        let real = |from| changes.clone().into_real(from).len();
+        assert_eq!(real(at_it), 6, "three spans, one service and all");
+        assert_eq!(real(after), 4, "without slices that are not kept");
         changes.add("a", &added, -1);
-        assert!(changes.into_real().is_empty());
+        assert!(changes.into_real(at_it).is_empty());
     }
 
     #[test]
@@ -359,6 +366,7 @@ mod tests {
                 status: WindowStatus::Alert,
                 counts: Counts::default(),
                 unscheduled: 0,
+                events_kept: true,
                 via_stream: false,
                 clock_offset_us: None,
                 held_from_us: None,
@@ -382,7 +390,7 @@ mod tests {
             assert_eq!(added.missing(), i64::from(slots));
             let mut changes = Changes::default();
             changes.add("a", &added, 1);
-            let changes = changes.into_real();
+            let changes = changes.into_real(Timestamp::from_micros(0));
             assert!(changes.len() <= most, "{slots} slots change {} totals", changes.len());
         }
     }

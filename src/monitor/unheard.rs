@@ -1,5 +1,6 @@
 //! Windows that only an audit knows: the monitor has never heard of them, because nothing of them
-//! has arrived, not even their announcement.
+//! has arrived, not even their announcement. Of windows that ended so long ago that the monitor keeps
+//! them no longer, nobody can say that.
 
 use std::collections::HashSet;
 
@@ -34,7 +35,12 @@ pub(super) async fn page(monitor: &Monitor, wanted: &Wanted) -> Result<Page, db:
     let mut windows: Vec<Window> = windows.into_iter().filter_map(|listed| listed.window).collect();
     let uuids: Vec<Uuid> = windows.iter().map(|window| window.uuid).collect();
     let heard = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
+    // Asked after the windows: one that was not found has been deleted before.
+    let gone_until = repository::gone_until(&monitor.pool).await?;
     let mut shown = HashSet::new();
-    windows.retain(|window| !heard.contains_key(&window.uuid) && shown.insert(window.uuid));
+    windows.retain(|window| {
+        let is_unheard = !heard.contains_key(&window.uuid) && window.ends_at() > gone_until;
+        is_unheard && shown.insert(window.uuid)
+    });
     Ok(Page { windows, next, is_whole })
 }

@@ -97,6 +97,8 @@ pub struct StoredWindow {
     pub counts: Counts,
     /// Distinct heartbeats outside of its slots.
     pub unscheduled: u32,
+    /// Whether its events are kept; if not, its counts are all that is known of its slots.
+    pub events_kept: bool,
     /// Whether anything of it came through the stream.
     pub via_stream: bool,
     /// How far the sender's clock is behind the stream's, in microseconds, at the most; not negative.

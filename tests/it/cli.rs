@@ -80,6 +80,12 @@ async fn options_that_cannot_be_used_are_named_with_what_to_write_instead() {
         (&["payments", "--name", "a b"], &[database], "must be 1 to 100 characters"),
         (&["relay", "--monitor-url", "monitor"], &[], "write it as http://HOST:5001"),
         (&["relay", "--lease", "5s"], &[ANY_PORT], "shorter than three times --http-timeout"),
+        (
+            &["monitor", "--retain-events", "60d", "--retain-windows", "30d"],
+            &[database, ANY_PORT],
+            "--retain-events (60d) is longer than --retain-windows (30d)",
+        ),
+        (&["monitor", "--retain-events", "1h"], &[database], "must be at least 1d, or `forever`"),
         (&["relay", "--batch-size", "0"], &[], "0 is not in 1..=1000"),
         (&["relay", "--log-level", "info,=,"], &[ANY_PORT], "is not a level such as info"),
         (&["dance"], &[], "unrecognized subcommand 'dance'"),

@@ -39,6 +39,7 @@ mod payments;
 mod pipeline;
 mod pipeline_api;
 mod plans;
+mod prune;
 mod query_api;
 mod reading;
 mod readme;

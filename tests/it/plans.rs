@@ -1,8 +1,8 @@
-//! What the queries of the API cost, and those of counting: on a database that is not small, no statement looks at more
-//! than a part of it.
+//! What the queries of the API cost, and those of counting and pruning: on a database that is not small,
+//! no statement looks at more than a part of it.
 //!
 //! The server of this test is its own, because its log of all statements is. Each statement that
-//! it was asked is explained, and then run again on a connection whose rows are counted.
+//! it was asked is explained, and then run again on a connection whose rows are counted, and undone.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,8 +11,9 @@ use heartbeat::clock;
 use heartbeat::config::{DatabaseArgs, DatabaseUrl};
 use heartbeat::db;
 use heartbeat::local::{Database, Options};
+use heartbeat::monitor::retention::{Retain, RetentionArgs, SHORTEST};
 use heartbeat::monitor::totals::Count;
-use heartbeat::monitor::{Monitor, counting};
+use heartbeat::monitor::{Monitor, counting, prune};
 use reqwest::StatusCode;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Row};
@@ -25,15 +26,18 @@ const SLOTS: u32 = 10;
 /// Most rows that one statement may look at; a page of events looks at about 2,000.
 const MOST_ROWS: i64 = 6_000;
 /// Tables that grow, and what statements call them for short.
-const LARGE: [&str; 9] = [
+const LARGE: [&str; 12] = [
     "windows",
     "w",
     "events",
     "e",
     "s",
     "unscheduled_events",
-    "report_totals",
+    "window_history",
+    "dead_letters",
     "counted_windows",
+    "report_totals",
+    "archived_totals",
     "report_windows",
 ];
 
@@ -58,13 +62,14 @@ async fn fill(connection: &mut MySqlConnection) {
         &format!(
             "INSERT INTO windows (id, window_uuid, service_name, status, window_from, window_to, \
          ends_at, tick_us, expected_reports, received_reports, error_reports, missing_reports, \
-         created_at, updated_at) \
+         created_at, updated_at, closed_at) \
          SELECT i.id, UUID(), CONCAT('payments-', i.id % 50), \
          IF(i.id > {WINDOWS} - 200, 'OPEN', IF(i.id % 20 = 0, 'ALERT', 'CLOSED')), \
          i.begins, i.begins + INTERVAL 100 SECOND, i.begins + INTERVAL 100 SECOND, 10000000, \
          {SLOTS}, IF(i.id > {WINDOWS} - 200, 0, IF(i.id % 20 = 0, {SLOTS} - 1, {SLOTS})), \
          IF(i.id > {WINDOWS} - 200, 0, i.id % 20 = 1), \
-         IF(i.id > {WINDOWS} - 200, 0, i.id % 20 = 0), NOW(6), NOW(6) \
+         IF(i.id > {WINDOWS} - 200, 0, i.id % 20 = 0), NOW(6), NOW(6), \
+         IF(i.id > {WINDOWS} - 200, NULL, i.begins + INTERVAL 100 SECOND) \
          FROM (SELECT t.n * 1000 + m.n + 1 AS id, \
          NOW(6) - INTERVAL ({WINDOWS} - t.n * 1000 - m.n) * 10 SECOND AS begins \
          FROM {thousands} t CROSS JOIN {many} m) i ORDER BY i.id"
@@ -94,18 +99,30 @@ async fn fill(connection: &mut MySqlConnection) {
         )
         .await;
     }
-    run(
-        connection,
+    for statement in [
+        "INSERT INTO archived_totals SELECT * FROM report_totals",
+        "INSERT INTO unscheduled_events (window_id, slot, status, report_timestamp, recorded_at, \
+         deliveries) SELECT id, -1, 'OK', window_from, window_from, 1 FROM windows \
+         WHERE id % 4 = 0",
+        "INSERT INTO window_history (window_id, changed_at, status, received_reports, \
+         error_reports, missing_reports) SELECT id, closed_at, status, received_reports, \
+         error_reports, missing_reports FROM windows WHERE status <> 'OPEN'",
+        "INSERT INTO dead_letters (stream, stream_id, window_uuid, slot, reason, dead_at) \
+         SELECT 'reports', id, window_uuid, 0, 'refused', NOW(6) FROM windows",
         &format!(
             "INSERT INTO counted_windows (window_id, epoch, added, judge_at) SELECT id, 1, '{{}}', \
              IF(status = 'ALERT', closes, NULL) FROM (SELECT id, status, ends_at AS closes \
-             FROM windows WHERE status <> 'OPEN' AND id <= {WINDOWS} - 600) w; \
-             INSERT INTO uncounted_windows (window_id) SELECT id FROM windows \
+             FROM windows WHERE status <> 'OPEN' AND id <= {WINDOWS} - 600) w"
+        ),
+        &format!(
+            "INSERT INTO uncounted_windows (window_id) SELECT id FROM windows \
              WHERE status <> 'OPEN' AND id > {WINDOWS} - 600"
         ),
-    )
-    .await;
-    run(connection, "ANALYZE TABLE windows, events, report_totals, counted_windows").await;
+        "ANALYZE TABLE windows, events, unscheduled_events, report_totals, archived_totals, \
+         window_history, dead_letters, counted_windows",
+    ] {
+        run(connection, statement).await;
+    }
 }
 
 /// Stores as many windows in an audit: first those of one service, and then those of another.
@@ -130,6 +147,20 @@ async fn fill_audit(url: &str) -> MySqlConnection {
     .await;
     run(&mut connection, "ANALYZE TABLE report_windows").await;
     connection
+}
+
+/// Prunes events and windows, a few steps of each.
+async fn prune_some(monitor: &Monitor) {
+    let retain = Retain::For(SHORTEST);
+    let retention = RetentionArgs { retain_events: retain, retain_windows: retain };
+    let monitor = Monitor { retention, ..monitor.clone() };
+    let mut deleted = std::collections::BTreeMap::new();
+    for _ in 0..4 {
+        deleted.extend(prune::prune_once(&monitor, clock::now()).await.unwrap().deleted);
+    }
+    for table in ["events", "windows", "window_history", "dead_letters"] {
+        assert!(deleted.contains_key(table), "{table} not in {deleted:?}");
+    }
 }
 
 /// Asks for everything that the API lists, in many ways.
@@ -192,13 +223,32 @@ async fn statements(log: &mut MySqlConnection, monitor: Monitor) -> Vec<String> 
         assert!(counting::count_once(&monitor, clock::now()).await.unwrap() > 0);
     }
     assert!(counting::judge_once(&monitor, clock::now()).await.unwrap() > 0);
+    // What is being counted anew is not pruned.
+    run(log, "UPDATE counting SET recounted_to = NULL; DELETE FROM uncounted_windows").await;
+    prune_some(&monitor).await;
+    counting::rebuild(&monitor).await.unwrap();
+    for _ in 0..40 {
+        assert!(counting::count_once(&monitor, clock::now()).await.unwrap() > 0);
+    }
     run(log, "SET GLOBAL general_log = OFF").await;
     let logged = "SELECT DISTINCT CONVERT(argument USING utf8mb4) FROM mysql.general_log \
         WHERE command_type = 'Execute'";
     let logged: Vec<String> = sqlx::query_scalar(logged).fetch_all(log).await.unwrap();
+    // What is copied is read; that it is there by now does not matter then.
+    let is_copy = |text: &&String| {
+        text.starts_with("INSERT INTO report_totals") && text.contains("FROM archived_totals")
+    };
+    let copies: Vec<String> = logged
+        .iter()
+        .filter(is_copy)
+        .map(|text| text[text.find("SELECT").unwrap()..].to_owned())
+        .collect();
     logged
         .into_iter()
-        .filter(|text| text.starts_with("SELECT") || text.starts_with("WITH"))
+        .filter(|text| {
+            ["SELECT", "WITH", "DELETE", "UPDATE"].iter().any(|begin| text.starts_with(begin))
+        })
+        .chain(copies)
         .collect()
 }
 
@@ -221,8 +271,10 @@ async fn rows_read(connection: &mut MySqlConnection, statement: &str) -> i64 {
     let mut reads = [0; 2];
     for (round, reads) in reads.iter_mut().enumerate() {
         if round == 1 {
+            let mut undone = connection.begin().await.unwrap();
             let statement = AssertSqlSafe(statement.to_owned());
-            sqlx::raw_sql(statement).fetch_all(&mut *connection).await.unwrap();
+            sqlx::raw_sql(statement).fetch_all(&mut *undone).await.unwrap();
+            undone.rollback().await.unwrap();
         }
         let status = sqlx::raw_sql("SHOW SESSION STATUS LIKE 'Handler_read%'");
         let rows = status.fetch_all(&mut *connection).await.unwrap();
@@ -249,12 +301,17 @@ async fn no_query_looks_at_more_than_a_part_of_a_table() {
     assert!(statements.len() > 40, "{statements:#?}");
     for part in [
         "FROM uncounted_windows",
-        "status <> 'OPEN' AND id IN",
+        "events_kept = TRUE AND id IN",
         "SELECT span, service_name",
         "AND status <> 'OPEN' ORDER BY id",
         "judge_at <=",
+        "FROM archived_totals WHERE",
     ] {
         assert!(statements.iter().any(|statement| statement.contains(part)), "{part}");
+    }
+    for table in ["events", "windows", "window_history", "dead_letters", "windows_to_empty"] {
+        let deletes = format!("DELETE FROM {table} WHERE ");
+        assert!(statements.iter().any(|text| text.starts_with(&deletes)), "{deletes}");
     }
     let mut expensive = Vec::new();
     for statement in &statements {

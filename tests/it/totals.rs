@@ -38,7 +38,7 @@ async fn kept(monitor: &Monitor) -> Vec<String> {
 }
 
 /// The totals of all services and all times, out of the spans of one length.
-async fn counted(monitor: &Monitor, span: Span) -> Vec<i64> {
+pub async fn counted(monitor: &Monitor, span: Span) -> Vec<i64> {
     let sums = Count::ALL.map(|count| format!("CAST(SUM({}) AS SIGNED)", count.name())).join(", ");
     let text = format!(
         "SELECT {sums} FROM report_totals WHERE span = '{}' AND service_name = ''",
@@ -49,7 +49,7 @@ async fn counted(monitor: &Monitor, span: Span) -> Vec<i64> {
 }
 
 /// The same from the ledger itself.
-async fn ledger(monitor: &Monitor) -> Vec<i64> {
+pub async fn ledger(monitor: &Monitor) -> Vec<i64> {
     let row = sqlx::query(
         "SELECT COUNT(*), COUNT(IF(e.status <> 'MISSING', 1, NULL)), \
          COUNT(IF(e.status = 'ERROR', 1, NULL)), COUNT(IF(e.status = 'MISSING', 1, NULL)), \
@@ -82,7 +82,7 @@ async fn last_heartbeats(monitor: &Monitor) -> [Vec<String>; 2] {
 }
 
 /// A window that begins within two hours around midnight, and whether it comes through the stream.
-fn any_window(rng: &mut StdRng) -> (Window, bool) {
+pub fn any_window(rng: &mut StdRng) -> (Window, bool) {
     let from = at("2026-11-21T23:00:00Z").plus(Duration::from_secs(rng.random_range(0..7_200)));
     let to = from.plus(Duration::from_secs(rng.random_range(1..400)));
     let service = ["a", "b", "c"][rng.random_range(0..3)].parse().unwrap();
@@ -111,7 +111,12 @@ fn any_heartbeats(rng: &mut StdRng, windows: &[(Window, bool)]) -> Vec<Heartbeat
 }
 
 /// One of the things that happen to a monitor.
-async fn anything(monitor: &Monitor, windows: &[(Window, bool)], rng: &mut StdRng, now: Timestamp) {
+pub async fn anything(
+    monitor: &Monitor,
+    windows: &[(Window, bool)],
+    rng: &mut StdRng,
+    now: Timestamp,
+) {
     match rng.random_range(0..10) {
         0..=3 => {
             let heartbeats = any_heartbeats(rng, windows);
@@ -142,7 +147,7 @@ async fn anything(monitor: &Monitor, windows: &[(Window, bool)], rng: &mut StdRn
 }
 
 /// Closes a window without knowing what became of its heartbeats.
-async fn give_up_on_one(monitor: &Monitor, from: Timestamp) {
+pub async fn give_up_on_one(monitor: &Monitor, from: Timestamp) {
     let to = from.plus(Duration::from_secs(30));
     let service = "a".parse().unwrap();
     let span = (from, to);

@@ -14,8 +14,8 @@ use super::{PAGE, params, unknown_window};
 use crate::http::failures::{BadRequest, NotFound, OurFault};
 use crate::http::{ApiError, Params, PathUuid};
 use crate::monitor::audits::Found;
-use crate::monitor::repository::{AuditPosition, Wanted};
-use crate::monitor::{Monitor, explain, unheard};
+use crate::monitor::repository::{self, AuditPosition, Wanted};
+use crate::monitor::{Monitor, explain, retention, unheard};
 use crate::wire::schema::Instant;
 use crate::wire::{Rates, ServiceName, Tick, Timestamp, Window, WireError};
 use crate::{clock, http};
@@ -108,6 +108,9 @@ pub(super) async fn get_unheard_window(
     let explained = explained.ok_or_else(|| {
         ApiError::not_found(format!("the monitor has heard of window {uuid}: ask /windows/{uuid}"))
     })?;
+    if window.ends_at() <= repository::gone_until(&monitor.pool).await? {
+        return Err(ApiError::not_found(retention::window_gone(&window)));
+    }
     Ok(Json(UnheardDetailsView { window: UnheardView::from(&window), explained: explained.into() }))
 }
 

@@ -38,6 +38,8 @@ pub(super) struct WindowView {
     /// Why slots are missing, if for one reason only that is not the sender's.
     cause: Option<&'static str>,
     unscheduled_reports: u32,
+    /// False when its events were deleted because they are old, so that nothing is said of its slots.
+    events_kept: bool,
     window_from: Timestamp,
     window_to: Timestamp,
     created_at: Timestamp,
@@ -64,7 +66,9 @@ impl WindowView {
         explained: Explained,
     ) -> WindowDetailsView {
         let history = history.iter().map(ChangeView::from).collect();
-        WindowDetailsView { window: self, history, explained: explained.into() }
+        let events_kept = explained.events_kept;
+        let window = Self { events_kept, ..self };
+        WindowDetailsView { window, history, explained: explained.into() }
     }
 }
 
@@ -85,6 +89,7 @@ impl From<StoredWindow> for WindowView {
             unobserved_reports: stored.counts.unobserved,
             cause: stored.counts.cause(),
             unscheduled_reports: stored.unscheduled,
+            events_kept: stored.events_kept,
             window_from: window.from(),
             window_to: window.to(),
             created_at: stored.created_at,
@@ -164,8 +169,9 @@ impl FromStr for Position {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Explained)]
 pub(super) struct ExplainedView {
-    /// `known`, or why the audit had no say: `unknown_window`, `unreachable` or `not_configured`.
-    #[schema(pattern = "^(known|unknown_window|unreachable|not_configured)$")]
+    /// `known`, or why the audit had no say: `unknown_window`, `unreachable`, `not_configured`, or
+    /// `not_asked` about a window without events.
+    #[schema(pattern = "^(known|unknown_window|unreachable|not_configured|not_asked)$")]
     audit: &'static str,
     /// How many slots have each verdict, where any has.
     verdicts: BTreeMap<Verdict, u32>,

@@ -132,7 +132,7 @@ async fn store(
             Box::pin(async move {
                 let Some(turn) = repository::take_turn(connection).await? else { return Ok(None) };
                 repository::set_judge_at(connection, &rest, Some(now)).await?;
-                if turn.is_emptying() {
+                if turn.is_refilling() {
                     // All of them will be counted anew, and judged then.
                     return Ok(Some(0));
                 }

@@ -10,7 +10,7 @@ use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 
 use super::windows::{COLUMNS, stored, unscheduled};
-use super::{chunks, push_list};
+use super::{chunks, push_list, restore_archived};
 use crate::db;
 use crate::monitor::totals::{Added, ArrivedSlot, CountedSlot};
 use crate::monitor::window::StoredWindow;
@@ -19,8 +19,10 @@ use crate::wire::Timestamp;
 
 /// What stands for how far a rebuild has come while the totals are emptied.
 const EMPTYING: i64 = -1;
-/// Most totals that are deleted at a time.
-const DELETED_AT_ONCE: u32 = 5_000;
+/// The same while what is archived is copied to them.
+const RESTORING: i64 = -2;
+/// Most totals that are deleted or copied at a time.
+const REFILLED_AT_ONCE: u32 = 5_000;
 
 /// Notes that windows are to be counted, in the transaction that closes or changes them. It only
 /// ever adds rows, so that nobody waits for anybody.
@@ -45,12 +47,15 @@ pub(in crate::monitor) struct Turn {
     pub(in crate::monitor) epoch: i32,
     /// While all closed windows are counted anew: those up to this one have been marked for it.
     pub(in crate::monitor) recounted_to: Option<i64>,
+    /// Slices that begin before this instant are not kept.
+    pub(in crate::monitor) slices_from: Timestamp,
 }
 
 impl Turn {
-    /// Whether the totals are being emptied, so that nothing may be added to them.
-    pub(in crate::monitor) fn is_emptying(&self) -> bool {
-        self.recounted_to == Some(EMPTYING)
+    /// Whether the totals are being emptied or begun with what is archived, so that nothing may be
+    /// added to them.
+    pub(in crate::monitor) fn is_refilling(&self) -> bool {
+        matches!(self.recounted_to, Some(EMPTYING | RESTORING))
     }
 }
 
@@ -58,15 +63,20 @@ impl Turn {
 pub(in crate::monitor) async fn take_turn(
     connection: &mut db::Connection,
 ) -> Result<Option<Turn>, db::Error> {
-    let row =
-        sqlx::query("SELECT epoch, recounted_to FROM counting WHERE id = 1 FOR UPDATE SKIP LOCKED")
-            .fetch_optional(connection)
-            .await?;
+    let row = sqlx::query(
+        "SELECT epoch, recounted_to, slices_from FROM counting WHERE id = 1 FOR UPDATE SKIP LOCKED",
+    )
+    .fetch_optional(connection)
+    .await?;
     row.as_ref().map(turn).transpose()
 }
 
 fn turn(row: &MySqlRow) -> Result<Turn, db::Error> {
-    Ok(Turn { epoch: row.try_get("epoch")?, recounted_to: row.try_get("recounted_to")? })
+    Ok(Turn {
+        epoch: row.try_get("epoch")?,
+        recounted_to: row.try_get("recounted_to")?,
+        slices_from: row.try_get::<DateTime<Utc>, _>("slices_from")?.into(),
+    })
 }
 
 /// Whether all closed windows are being counted anew.
@@ -75,7 +85,7 @@ pub(in crate::monitor) async fn is_recounting(pool: &MySqlPool) -> Result<bool, 
     Ok(sqlx::query_scalar(recounting).fetch_one(pool).await?)
 }
 
-/// Has the totals emptied, and then every closed window counted anew.
+/// Has the totals emptied but for what is archived, and then every closed window counted anew.
 pub(in crate::monitor) async fn begin_recount(
     connection: &mut db::Connection,
 ) -> Result<(), db::Error> {
@@ -86,16 +96,23 @@ pub(in crate::monitor) async fn begin_recount(
     Ok(())
 }
 
-/// Deletes some of the totals that are being emptied. Once there are none, counting anew begins.
-pub(in crate::monitor) async fn empty_some(
+/// Deletes some of the totals that are being emptied. Once there are none, copies some of what is
+/// archived. Once that is done, counting anew begins.
+pub(in crate::monitor) async fn refill_some(
     connection: &mut db::Connection,
+    turn: Turn,
 ) -> Result<(), db::Error> {
-    let some = "DELETE FROM report_totals ORDER BY span, service_name, begins_at LIMIT ?";
-    let deleted = sqlx::query(some).bind(DELETED_AT_ONCE).execute(&mut *connection).await?;
-    if deleted.rows_affected() > 0 {
-        return Ok(());
+    let (moved, then) = if turn.recounted_to == Some(EMPTYING) {
+        let some = "DELETE FROM report_totals ORDER BY span, service_name, begins_at LIMIT ?";
+        let deleted = sqlx::query(some).bind(REFILLED_AT_ONCE).execute(&mut *connection).await?;
+        (deleted.rows_affected(), RESTORING)
+    } else {
+        (restore_archived(connection, REFILLED_AT_ONCE).await?, 0)
+    };
+    if moved == 0 {
+        store_recounted(connection, Some(then)).await?;
     }
-    store_recounted(connection, Some(0)).await
+    Ok(())
 }
 
 /// Notes how far the closed windows have been marked for being counted anew; none if all of them
@@ -172,7 +189,7 @@ pub(in crate::monitor) async fn closed_after(
     Ok(sqlx::query_scalar(closed).bind(id).bind(limit).fetch_all(connection).await?)
 }
 
-/// Those of some windows that have closed, by their rows.
+/// Those of some windows that have closed and whose events are kept, by their rows.
 pub(in crate::monitor) async fn closed_windows(
     connection: &mut db::Connection,
     ids: &BTreeSet<i64>,
@@ -181,7 +198,7 @@ pub(in crate::monitor) async fn closed_windows(
     let mut found = BTreeMap::new();
     for chunk in chunks(&ids) {
         let mut query = QueryBuilder::<MySql>::new(COLUMNS);
-        query.push("WHERE status <> 'OPEN' AND id IN ");
+        query.push("WHERE status <> 'OPEN' AND events_kept = TRUE AND id IN ");
         push_list(&mut query, chunk.iter().copied());
         for row in &query.build().fetch_all(&mut *connection).await? {
             let window = stored(row)?;

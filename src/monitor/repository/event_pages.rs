@@ -18,7 +18,7 @@ use crate::wire::{ServiceName, Timestamp};
 pub(in crate::monitor) const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
 
 const COLUMNS: &str = "SELECT id, window_uuid, service_name, status, window_from, ends_at, \
-    expected_reports, error_reports FROM windows WHERE ";
+    expected_reports, error_reports, events_kept FROM windows WHERE ";
 
 /// A window that may hold events that are asked for.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub(in crate::monitor) struct Candidate {
     pub(in crate::monitor) slots: u32,
     /// Known only once it has closed.
     pub(in crate::monitor) errors: Option<i32>,
+    /// Whether its events are kept.
+    pub(in crate::monitor) events_kept: bool,
 }
 
 /// Which windows may hold events that are asked for.
@@ -110,6 +112,7 @@ fn candidate(row: &MySqlRow) -> Result<Candidate, db::Error> {
         ends_at: row.try_get::<DateTime<Utc>, _>("ends_at")?.into(),
         slots: u32::try_from(expected).map_err(|_| bad("expected_reports"))?,
         errors: (!is_open).then_some(errors),
+        events_kept: row.try_get("events_kept")?,
     })
 }
 

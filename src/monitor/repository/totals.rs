@@ -1,4 +1,4 @@
-//! Rows of `report_totals`.
+//! Rows of `report_totals`, and of the archive in it that outlives its events.
 
 use std::collections::HashMap;
 
@@ -15,6 +15,25 @@ use crate::wire::{ServiceName, Timestamp};
 
 type Key = (Span, String, Timestamp);
 
+/// Which totals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::monitor) enum Sums {
+    /// Those of all windows.
+    Live,
+    /// The part of them that comes from windows without events.
+    Archived,
+}
+
+impl Sums {
+    /// The table that holds them.
+    pub(in crate::monitor) const fn table(self) -> &'static str {
+        match self {
+            Self::Live => "report_totals",
+            Self::Archived => "archived_totals",
+        }
+    }
+}
+
 /// The columns of what is counted.
 fn columns() -> String {
     let counts = Count::ALL.map(Count::name).join(", ");
@@ -24,12 +43,13 @@ fn columns() -> String {
 /// Adds to totals. Only whoever has the turn may, so that nobody writes between reading and writing.
 pub(in crate::monitor) async fn add_totals(
     connection: &mut db::Connection,
+    to: Sums,
     changes: &[(Key, Totals)],
 ) -> Result<(), db::Error> {
     for chunk in chunks(changes) {
-        let before = totals_at(connection, chunk).await?;
-        let mut query = QueryBuilder::<MySql>::new("INSERT INTO report_totals (span, ");
-        query.push(columns()).push(") ");
+        let before = totals_at(connection, to, chunk).await?;
+        let mut query = QueryBuilder::<MySql>::new("INSERT INTO ");
+        query.push(to.table()).push(" (span, ").push(columns()).push(") ");
         let mut rows = Vec::with_capacity(chunk.len());
         for (key, change) in chunk {
             let mut totals = before.get(key).cloned().unwrap_or_default();
@@ -63,12 +83,36 @@ pub(in crate::monitor) async fn add_totals(
     Ok(())
 }
 
+/// Copies to the totals what is archived, in the order of the key, behind the last of them. Answers
+/// how many rows; none once all are there.
+pub(in crate::monitor) async fn restore_archived(
+    connection: &mut db::Connection,
+    most: u32,
+) -> Result<u64, db::Error> {
+    let last = "SELECT span, service_name, begins_at FROM report_totals \
+         ORDER BY span DESC, service_name DESC, begins_at DESC LIMIT 1";
+    let last: Option<(String, String, DateTime<Utc>)> =
+        sqlx::query_as(last).fetch_optional(&mut *connection).await?;
+    let mut query = QueryBuilder::<MySql>::new("INSERT INTO report_totals (span, ");
+    query.push(columns()).push(") SELECT span, ").push(columns()).push(" FROM archived_totals ");
+    if let Some((span, service, begin)) = last {
+        query.push("WHERE span > ").push_bind(span.clone());
+        query.push(" OR (span = ").push_bind(span.clone());
+        query.push(" AND service_name > ").push_bind(service.clone());
+        query.push(") OR (span = ").push_bind(span).push(" AND service_name = ");
+        query.push_bind(service).push(" AND begins_at > ").push_bind(begin).push(") ");
+    }
+    query.push("ORDER BY span, service_name, begins_at LIMIT ").push_bind(most);
+    Ok(query.build().execute(connection).await?.rows_affected())
+}
+
 async fn totals_at(
     connection: &mut db::Connection,
+    of: Sums,
     changes: &[(Key, Totals)],
 ) -> Result<HashMap<Key, Totals>, db::Error> {
     let mut query = QueryBuilder::<MySql>::new("SELECT span, ");
-    query.push(columns()).push(" FROM report_totals WHERE ");
+    query.push(columns()).push(" FROM ").push(of.table()).push(" WHERE ");
     let mut alternatives = query.separated(" OR ");
     for ((span, service, begin), _) in changes {
         alternatives.push("(span = ").push_bind_unseparated(span.as_sql());

@@ -17,7 +17,7 @@ use crate::wire::{Rates, ServiceName, Tick, Timestamp, Window};
 pub(super) const COLUMNS: &str = "SELECT id, window_uuid, service_name, status, window_from, window_to, \
     tick_us, received_reports, error_reports, missing_reports, unobserved_reports, \
     error_status_generado, error_status_no_reportado, via_stream, clock_offset_us, held_from_us, \
-    created_at, updated_at, closed_at FROM windows ";
+    created_at, updated_at, closed_at, events_kept, unscheduled_reports FROM windows ";
 
 /// Which windows to list.
 #[derive(Clone, Debug, Default)]
@@ -238,7 +238,9 @@ async fn with_counts(
             window.counts = *counts;
             window.updated_at = window.updated_at.max(*last);
         }
-        window.unscheduled = unscheduled.get(&window.id).copied().unwrap_or(0);
+        if window.events_kept {
+            window.unscheduled = unscheduled.get(&window.id).copied().unwrap_or(0);
+        }
     }
     Ok(windows)
 }
@@ -304,7 +306,8 @@ pub(super) fn stored(row: &MySqlRow) -> Result<StoredWindow, db::Error> {
             missing: count("missing_reports")?,
             unobserved: count("unobserved_reports")?,
         },
-        unscheduled: 0,
+        unscheduled: count("unscheduled_reports")?,
+        events_kept: row.try_get("events_kept")?,
         via_stream: row.try_get("via_stream")?,
         clock_offset_us: row.try_get("clock_offset_us")?,
         held_from_us: row.try_get("held_from_us")?,

@@ -8,6 +8,7 @@ use heartbeat::db;
 use heartbeat::http::Readiness;
 use heartbeat::monitor::Monitor;
 use heartbeat::monitor::audits::Audits;
+use heartbeat::monitor::retention::{Retain, RetentionArgs};
 use heartbeat::payments::Payments;
 use heartbeat::stream::{
     DeadLetters, Group, Link, Observation, Producer, StreamError, StreamId, StreamName,
@@ -146,6 +147,10 @@ pub async fn monitor_at(monitor_url: &str, audit_url: &str) -> Monitor {
         grace: Duration::from_secs(2),
         replay_grace: Duration::from_secs(30),
         max_hold: Duration::from_mins(10),
+        retention: RetentionArgs {
+            retain_events: Retain::For(Duration::from_hours(30 * 24)),
+            retain_windows: Retain::For(Duration::from_hours(400 * 24)),
+        },
         admin_token: None,
         window_cache: Arc::default(),
         arrivals: Arc::default(),
