@@ -302,6 +302,25 @@ GUARDS = [
         "it prune::totals_survive_pruning_while_heartbeats_arrive",
     ),
     Guard(
+        "new rows are not written for pruned windows",
+        "retention",
+        "src/monitor/ingest.rs",
+        "            let batch = batch.without(&gone);\n"
+        "            repository::insert_unscheduled(connection, &batch.unscheduled).await?;\n"
+        "            repository::insert_new_events",
+        "            repository::insert_unscheduled(connection, &batch.unscheduled).await?;\n"
+        "            repository::insert_new_events",
+        "it prune::what_was_read_before_a_window_was_pruned_is_not_relied_on",
+    ),
+    Guard(
+        "a rebuild begins with what is archived",
+        "retention",
+        "src/monitor/repository/counting.rs",
+        "(restore_archived(connection, REFILLED_AT_ONCE).await?, 0)",
+        "(restore_archived(connection, 0).await?, 0)",
+        "it prune::totals_survive_pruning_while_heartbeats_arrive",
+    ),
+    Guard(
         "a shared transaction whose question is never answered ends",
         "group commit",
         "src/monitor/register.rs",
