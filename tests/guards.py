@@ -1147,7 +1147,7 @@ GUARDS = [
         "src/relay/report.rs",
         "since.unwrap_or(began).elapsed() >= OUTAGE",
         "since.is_some_and(|since| since.elapsed().is_zero())",
-        "it outage::a_redis_that_stands_still_alerts_nobody",
+        "it outage::a_sender_that_is_slower_to_come_back_than_the_relay_is_waited_for",
     ),
     Guard(
         "only an operator forgets a group",
