@@ -76,6 +76,7 @@ impl Ground {
             owner: Uuid::new_v4(),
             readiness: Readiness::default(),
             metrics: Arc::default(),
+            tracer: None,
         }
     }
 
@@ -154,6 +155,7 @@ pub async fn monitor_at(monitor_url: &str, audit_url: &str) -> Monitor {
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
         metrics: Arc::default(),
+        tracer: None,
     }
 }
 
