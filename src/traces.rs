@@ -53,15 +53,15 @@ pub struct TraceArgs {
           value_parser = secret::<CollectorUrl>(), global = true)]
     pub otlp_endpoint: Option<CollectorUrl>,
 
-    /// Share of heartbeats that are traced, 0 to 1
+    /// Ratio of heartbeats that are traced, 0 to 1
     #[arg(
         long,
         env = "OTEL_TRACES_SAMPLER_ARG",
         default_value = "1",
-        value_name = "SHARE",
+        value_name = "RATIO",
         global = true
     )]
-    pub trace_ratio: Share,
+    pub trace_ratio: Ratio,
 }
 
 impl TraceArgs {
@@ -107,9 +107,9 @@ impl FromStr for CollectorUrl {
 
 /// A share of all traces.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Share(f64);
+pub struct Ratio(f64);
 
-impl Share {
+impl Ratio {
     /// The least that the random bits of a trace's id must be for it to belong to the share.
     #[expect(
         clippy::cast_possible_truncation,
@@ -122,7 +122,7 @@ impl Share {
     }
 }
 
-impl FromStr for Share {
+impl FromStr for Ratio {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -133,7 +133,7 @@ impl FromStr for Share {
     }
 }
 
-impl fmt::Display for Share {
+impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
     }
@@ -279,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_from_none_to_all() {
+    fn a_ratio_is_from_none_to_all() {
         let trace = TraceParent::of_slot(Uuid::nil(), 0);
         for text in ["1", "1.0", "1e0"] {
             assert!(sampling(text).mark(trace).is_sampled(), "{text}");
         }
         assert!(!sampling("0").mark(trace.with_sampled(true)).is_sampled());
         for text in ["", "-0.1", "1.1", "NaN", "inf", "half", "10%"] {
-            assert!(text.parse::<Share>().unwrap_err().starts_with("write a share"), "{text}");
+            assert!(text.parse::<Ratio>().unwrap_err().starts_with("write a share"), "{text}");
         }
     }
 

@@ -22,14 +22,14 @@ use crate::support::{
 /// A role must have stopped by then, and well before its own deadline of 10 s.
 const SOON: Duration = Duration::from_secs(9);
 /// Slots of the windows of these tests.
-const SLOTS: u32 = 20;
+const SLOTS: u32 = 16;
 /// A sender's own trace.
 const FOREIGN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 /// Opens a window in which every slot is sent. Answers its uuid once it is.
 async fn send_a_window(payments: &Process) -> Uuid {
     let request = json!({
-        "duration_sec": 2, "tick_seconds": 0.1, "error_status_generado": 0.2,
+        "duration_sec": 3.2, "tick_seconds": 0.2, "error_status_generado": 0.2,
         "error_status_no_reportado": 0, "seed": 1,
     });
     let client = heartbeat::http::client(Duration::from_secs(10)).unwrap();
