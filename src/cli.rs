@@ -16,6 +16,7 @@ use crate::payments::{self, PaymentsArgs};
 use crate::relay::RelayArgs;
 use crate::standalone::StandaloneArgs;
 use crate::telemetry::LogArgs;
+use crate::traces::TraceArgs;
 use crate::{db, http};
 
 /// Longest answer of a health check that is shown, in characters.
@@ -38,6 +39,10 @@ pub struct Cli {
     /// Logs.
     #[command(flatten, next_help_heading = "Logs")]
     pub log: LogArgs,
+
+    /// Traces.
+    #[command(flatten, next_help_heading = "Traces")]
+    pub traces: TraceArgs,
 }
 
 /// What to run.

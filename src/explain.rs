@@ -25,6 +25,7 @@ use self::ask::{Explained, Monitor};
 use self::repair::RepairArgs;
 use crate::config::{MonitorUrl, positive_duration};
 use crate::terminal;
+use crate::traces::Sampling;
 use crate::verdict::Verdict;
 use crate::wire::ServiceName;
 
@@ -95,14 +96,15 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs `explain`. Answers the exit code: 0 if every slot is explained, 1 if one is lost, and
-/// [`COULD_NOT_TELL`] if some could not be judged.
+/// [`COULD_NOT_TELL`] if some could not be judged. What is sent again says by `sampling` whether it
+/// is traced.
 ///
 /// # Errors
 /// A sentence for a person: the monitor cannot be asked, or does not know the window.
-pub async fn run(args: ExplainArgs) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ExplainArgs, sampling: Sampling) -> anyhow::Result<ExitCode> {
     let monitor = Monitor::new(args.monitor_url.clone())?;
     if args.repair.repair {
-        return repair::run(&monitor, &args.which, &args.repair).await;
+        return repair::run(&monitor, &args.which, &args.repair, sampling).await;
     }
     let printer = Printer {
         only: args.verdict,

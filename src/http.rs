@@ -7,8 +7,10 @@ pub mod failures;
 mod readiness;
 mod serve;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -47,6 +49,15 @@ pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
         .no_proxy()
         .retry(reqwest::retry::never())
         .build()
+}
+
+/// What tells a role on this host from others of its kind: the host's name, and the port.
+///
+/// # Errors
+/// When the system does not know its name.
+pub fn host_and_port(listen: SocketAddr) -> anyhow::Result<String> {
+    let host = nix::unistd::gethostname().context("asking for the host's name")?;
+    Ok(format!("{}-{}", host.to_string_lossy(), listen.port()))
 }
 
 /// What lies at the bottom of an error: the part that tells a person most.

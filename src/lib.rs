@@ -25,6 +25,7 @@
 //! | [`metrics`] | what a role counts and measures, as Prometheus reads it |
 //! | [`http`] | serving, errors, health and readiness; the HTTP client |
 //! | [`stream`] | the only user of Redis |
+//! | [`traces`] | the way of one heartbeat, as OpenTelemetry shows it |
 //! | [`db`] | pools, schemas, transactions, what a failure means |
 //! | [`config`] | command-line values that roles share |
 //! | [`shutdown`], [`telemetry`], [`terminal`], [`retry`], [`clock`] | stopping, logs, what is printed and asked, back-off, the time |
@@ -53,5 +54,6 @@ pub mod standalone;
 pub mod stream;
 pub mod telemetry;
 pub mod terminal;
+pub mod traces;
 pub mod verdict;
 pub mod wire;

@@ -31,13 +31,14 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     telemetry::start(&cli.log)?;
+    let traces = cli.traces;
     match cli.command {
-        Command::Standalone(args) => standalone::run(args, shutdown::on_signals()?).await,
-        Command::Payments(args) => role(|stop| payments::run(args, stop)).await,
-        Command::Relay(args) => role(|stop| relay::run(args, stop)).await,
-        Command::Monitor(args) => role(|stop| monitor::run(args, stop)).await,
+        Command::Standalone(args) => standalone::run(args, traces, shutdown::on_signals()?).await,
+        Command::Payments(args) => role(|stop| payments::run(args, traces, stop)).await,
+        Command::Relay(args) => role(|stop| relay::run(args, traces, stop)).await,
+        Command::Monitor(args) => role(|stop| monitor::run(args, traces, stop)).await,
         // It alone has something to say by its exit code.
-        Command::Explain(args) => return explain::run(args).await,
+        Command::Explain(args) => return explain::run(args, traces.sampling()).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::ForgetGroup(args) => forget_group::run(args).await,
         Command::Migrate(args) => cli::migrate(args).await,

@@ -5,7 +5,8 @@
 //! `repository` stores. [`window`], [`watermark`] and [`closing`] hold the rules, which know neither
 //! database nor clock. [`audits`] reads what the senders wrote, `explain` puts both ledgers
 //! together, and `unheard` finds windows that are in one of them only. [`counting`] keeps totals of
-//! closed windows up to date; [`prune`] deletes what [`retention`] keeps no longer; [`metrics`] counts. Any number of monitors may share one database: the
+//! closed windows up to date; [`prune`] deletes what [`retention`] keeps no longer; [`metrics`] counts,
+//! `trace` records. Any number of monitors may share one database: the
 //! primary key of an event decides between a heartbeat and the verdict that it is missing, and a
 //! sweep skips windows that another monitor is closing.
 
@@ -27,6 +28,7 @@ mod repository;
 pub mod retention;
 pub mod sweep;
 pub mod totals;
+mod trace;
 mod unheard;
 pub mod watermark;
 pub mod window;
@@ -57,6 +59,7 @@ use crate::config::{
     DatabaseArgs, DatabaseUrl, StartArgs, TickArgs, duration, positive_duration, secret,
 };
 use crate::http::{AdminToken, Readiness};
+use crate::traces::{TraceArgs, Tracer, Traces};
 use crate::wire::{Tick, Timestamp};
 use crate::{db, http, shutdown};
 
@@ -152,6 +155,8 @@ pub struct Monitor {
     pub readiness: Readiness,
     /// What it counts and measures.
     pub metrics: Arc<Metrics>,
+    /// What records traces, unless they are off.
+    pub tracer: Option<Tracer>,
 }
 
 impl Monitor {
@@ -170,10 +175,14 @@ impl Monitor {
 ///
 /// # Errors
 /// When it cannot start, with a sentence for a person, or when a part of it dies.
-pub async fn run(args: MonitorArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    args: MonitorArgs,
+    traces: TraceArgs,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     args.retention.validate()?;
     let listener = http::bind(args.listen, "the monitor").await?;
-    serve(args, listener, shutdown).await
+    serve(args, traces, listener, shutdown).await
 }
 
 /// The windows that start last, latest first, with their counts as of now.
@@ -199,6 +208,7 @@ async fn connect(args: &MonitorArgs) -> anyhow::Result<MySqlPool> {
 /// As for [`run`].
 pub async fn serve(
     args: MonitorArgs,
+    traces: TraceArgs,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -207,6 +217,9 @@ pub async fn serve(
         connected = connect(&args) => connected?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let metrics = Arc::<Metrics>::default();
+    let name = http::host_and_port(args.listen)?;
+    let traces = Traces::start(&traces, ("monitor", &name), &metrics.registry)?;
     let monitor = Monitor {
         pool,
         audits: Audits::new(&args.audit_database_url),
@@ -222,7 +235,8 @@ pub async fn serve(
         places: Arc::default(),
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
-        metrics: Arc::default(),
+        metrics,
+        tracer: traces.tracer(),
     };
     let pool = monitor.pool.clone();
     monitor.metrics.registry.pool("monitor", move || db::connections(&pool));
@@ -236,6 +250,6 @@ pub async fn serve(
     tasks.spawn(sweep::run(monitor.clone(), args.sweep_interval, shutdown.clone()));
     tracing::info!(listen = %args.listen, "the monitor is ready");
     let ended = shutdown::join_all(tasks, &shutdown).await;
-    tokio::join!(db::close(&monitor.pool), monitor.audits.close());
+    tokio::join!(db::close(&monitor.pool), monitor.audits.close(), traces.finish());
     ended
 }

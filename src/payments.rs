@@ -8,7 +8,8 @@
 //!
 //! [`plan`] holds the rules, [`emitter`] carries a window out, [`publish`] sends what the audit
 //! holds, [`resend`] sends again what Redis may have lost, [`continuous`] opens one window after
-//! the other, [`api`] opens them on request, `repository` stores, [`metrics`] counts.
+//! the other, [`api`] opens them on request, `repository` stores, [`metrics`] counts,
+//! `trace` records.
 
 pub mod api;
 pub mod continuous;
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod publish;
 mod repository;
 pub mod resend;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,6 +39,7 @@ use self::plan::{Overrides, Plan};
 use crate::config::{DatabaseArgs, StartArgs, StreamArgs, TickArgs, positive_duration};
 use crate::http::Readiness;
 use crate::stream::{Link, Producer};
+use crate::traces::{TraceArgs, Tracer, Traces};
 use crate::wire::{ServiceName, Tick, Timestamp};
 use crate::{db, http, shutdown};
 
@@ -114,15 +117,21 @@ pub struct Payments {
     pub readiness: Readiness,
     /// What it counts and measures.
     pub metrics: Arc<Metrics>,
+    /// What records traces, unless they are off.
+    pub tracer: Option<Tracer>,
 }
 
 /// Runs the role until it is told to stop.
 ///
 /// # Errors
 /// When it cannot start, with a sentence for a person, or when a part of it dies.
-pub async fn run(args: PaymentsArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    args: PaymentsArgs,
+    traces: TraceArgs,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let listener = http::bind(args.listen, args.name.as_str()).await?;
-    serve(args, listener, shutdown).await
+    serve(args, traces, listener, shutdown).await
 }
 
 /// Runs the role on a socket that is already open.
@@ -131,15 +140,19 @@ pub async fn run(args: PaymentsArgs, shutdown: CancellationToken) -> anyhow::Res
 /// As for [`run`].
 pub async fn serve(
     args: PaymentsArgs,
+    traces: TraceArgs,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     args.validate()?;
     tracing::info!(?args, "a payments service starts");
-    let payments = tokio::select! {
+    let mut payments = tokio::select! {
         connected = connect(&args) => connected?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let process = ("payments", args.name.as_str());
+    let traces = Traces::start(&traces, process, &payments.metrics.registry)?;
+    payments.tracer = traces.tracer();
     let pool = payments.pool.clone();
     payments.metrics.registry.pool("payments", move || db::connections(&pool));
     let (emitter, requests) = emitter::Emitter::new(payments.clone());
@@ -154,7 +167,7 @@ pub async fn serve(
     }
     tracing::info!(service = %args.name, listen = %args.listen, "a payments service is ready");
     let ended = shutdown::join_all(tasks, &shutdown).await;
-    db::close(&payments.pool).await;
+    tokio::join!(db::close(&payments.pool), traces.finish());
     ended
 }
 
@@ -175,5 +188,6 @@ async fn connect(args: &PaymentsArgs) -> anyhow::Result<Payments> {
         owner: Uuid::new_v4(),
         readiness: Readiness::default(),
         metrics: Arc::default(),
+        tracer: None,
     })
 }

@@ -5,7 +5,7 @@
 //! [`deliver`] carries a batch through to its acknowledgement, [`forward`] speaks HTTP and says
 //! what an answer means. [`gate`] stops the reading while the monitor is away, [`concurrency`] says how
 //! much may be under way, [`held`] keeps the leases on everything in flight, [`report`] tells the
-//! monitor how far delivery has come, [`metrics`] counts. Any number of relays may share a group.
+//! monitor how far delivery has come, [`metrics`] counts, [`trace`] records. Any number of relays may share a group.
 
 pub mod concurrency;
 pub mod consume;
@@ -15,6 +15,7 @@ pub mod gate;
 pub mod held;
 pub mod metrics;
 pub mod report;
+pub mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,9 +42,11 @@ use self::gate::Gate;
 use self::held::Held;
 use self::metrics::Metrics;
 use self::report::Reporter;
+use self::trace::Deliveries;
 use crate::config::{MonitorUrl, StartArgs, StreamArgs, positive_duration};
 use crate::http::Readiness;
 use crate::stream::{DeadLetters, Group, Link};
+use crate::traces::{TraceArgs, Traces};
 use crate::{http, shutdown};
 
 /// The relay takes no bodies.
@@ -143,8 +146,7 @@ impl RelayArgs {
         if let Some(name) = &self.consumer_name {
             return Ok(name.clone());
         }
-        let host = nix::unistd::gethostname().context("asking for the host's name")?;
-        Ok(format!("{}-{}", host.to_string_lossy(), self.listen.port()))
+        http::host_and_port(self.listen)
     }
 }
 
@@ -152,9 +154,13 @@ impl RelayArgs {
 ///
 /// # Errors
 /// When it cannot start, with a sentence for a person, or when a part of it dies.
-pub async fn run(args: RelayArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    args: RelayArgs,
+    traces: TraceArgs,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let listener = http::bind(args.listen, "the relay").await?;
-    serve(args, listener, shutdown).await
+    serve(args, traces, listener, shutdown).await
 }
 
 /// Runs the role on a socket that is already open.
@@ -163,6 +169,7 @@ pub async fn run(args: RelayArgs, shutdown: CancellationToken) -> anyhow::Result
 /// As for [`run`].
 pub async fn serve(
     args: RelayArgs,
+    traces: TraceArgs,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -175,6 +182,10 @@ pub async fn serve(
         () = shutdown.cancelled() => return Ok(()),
     };
     let readiness = Readiness::default();
+    let metrics = Metrics::default();
+    let traces = Traces::start(&traces, ("relay", &consumer), &metrics.registry)?;
+    let (stream, group_name) = (args.stream.stream_name.clone(), args.consumer_group.clone());
+    let deliveries = |tracer| Deliveries { tracer, stream, group: group_name };
     let delivery = Arc::new(Delivery {
         group: Arc::clone(&group),
         forwarder: Forwarder::new(args.monitor_url.clone(), args.http_timeout)?,
@@ -182,7 +193,8 @@ pub async fn serve(
         concurrency: Concurrency::new(args.concurrency),
         gate: Gate::default(),
         readiness: readiness.clone(),
-        metrics: Metrics::default(),
+        metrics,
+        traces: traces.tracer().map(deliveries),
         max_retries: args.max_retries,
         suspects: Arc::new(Semaphore::new(deliver::MAX_SUSPECTS)),
         passed: AtomicU64::new(0),
@@ -210,6 +222,7 @@ pub async fn serve(
     if let Err(error) = group.let_name_go(&process).await {
         tracing::debug!(%error, "letting the name go failed; it runs out");
     }
+    traces.finish().await;
     ended
 }
 

@@ -24,6 +24,7 @@ use crate::monitor::{self, MonitorArgs};
 use crate::payments::{self, PaymentsArgs};
 use crate::relay::{self, RelayArgs};
 use crate::shutdown;
+use crate::traces::TraceArgs;
 use crate::wire::Tick;
 
 mod report;
@@ -81,7 +82,11 @@ pub struct StandaloneArgs {
 ///
 /// # Errors
 /// When it cannot start, with a sentence for a person, or when a part of it dies.
-pub async fn run(args: StandaloneArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    args: StandaloneArgs,
+    traces: TraceArgs,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     args.retention.validate()?;
     let sockets = Sockets::bind(&args).await?;
     tracing::info!(data_dir = %args.data_dir.display(), "starting the private servers");
@@ -95,7 +100,7 @@ pub async fn run(args: StandaloneArgs, shutdown: CancellationToken) -> anyhow::R
         started = Servers::start(&args.data_dir, &options) => started?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let outcome = run_roles(&args, sockets, &mut servers, &shutdown).await;
+    let outcome = run_roles((&args, &traces), sockets, &mut servers, &shutdown).await;
     let table = report::latest_windows(&servers).await;
     let stopped = servers.stop().await;
     match table {
@@ -133,7 +138,7 @@ impl Sockets {
 /// Runs the roles until one dies or all are told to stop: the services first, so that the relay
 /// can carry what they sent last, and the monitor after the relay.
 async fn run_roles(
-    args: &StandaloneArgs,
+    (args, traces): (&StandaloneArgs, &TraceArgs),
     sockets: Sockets,
     servers: &mut Servers,
     shutdown: &CancellationToken,
@@ -142,11 +147,12 @@ async fn run_roles(
     let [services, relay, monitor] = &stages;
     let mut roles = JoinSet::new();
     let monitor_args = monitor_args(args, servers)?;
-    roles.spawn(monitor::serve(monitor_args, sockets.monitor, monitor.clone()));
-    roles.spawn(relay::serve(relay_args(args, servers)?, sockets.relay, relay.clone()));
+    roles.spawn(monitor::serve(monitor_args, traces.clone(), sockets.monitor, monitor.clone()));
+    let relay_args = relay_args(args, servers)?;
+    roles.spawn(relay::serve(relay_args, traces.clone(), sockets.relay, relay.clone()));
     for (address, name, listener) in sockets.payments {
         let payments_args = payments_args(args, servers, address, &name)?;
-        roles.spawn(payments::serve(payments_args, listener, services.clone()));
+        roles.spawn(payments::serve(payments_args, traces.clone(), listener, services.clone()));
     }
     announce(args);
 

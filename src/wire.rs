@@ -26,6 +26,7 @@ pub mod schema;
 mod status;
 mod stream_id;
 mod timestamp;
+mod traceparent;
 mod window;
 
 pub use announcement::Announcement;
@@ -38,6 +39,7 @@ pub use report::{
 pub use status::{OMITTED, Status};
 pub use stream_id::StreamId;
 pub use timestamp::Timestamp;
+pub use traceparent::TraceParent;
 pub use window::{Rates, Seconds, Slot, Tick, Window};
 
 /// Longest service name, in characters.

@@ -690,7 +690,7 @@ GUARDS = [
         "hand entries back",
         "stop cleanly",
         "src/relay/deliver.rs",
-        "self.give_back(job.source, &job.ids()).await,",
+        "self.give_back(&job).await,",
         "self.held.release(job.source, &job.ids()),",
         HAND_ON,
     ),

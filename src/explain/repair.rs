@@ -30,6 +30,7 @@ use crate::config::{DatabaseUrl, StartArgs, StreamArgs, secret};
 use crate::db;
 use crate::stream::{Link, Producer, StreamName};
 use crate::terminal::{self, plain};
+use crate::traces::Sampling;
 use crate::verdict::Verdict;
 
 /// What a person calls the senders' database.
@@ -69,6 +70,7 @@ pub struct RepairArgs {
 struct Outbox {
     pool: MySqlPool,
     producer: Producer,
+    sampling: Sampling,
 }
 
 /// What came of it.
@@ -90,6 +92,7 @@ pub async fn run(
     monitor: &Monitor,
     which: &WhichArgs,
     args: &RepairArgs,
+    sampling: Sampling,
 ) -> anyhow::Result<ExitCode> {
     if !args.yes && !terminal::can_ask() {
         bail!("there is no terminal to ask on: add --yes to send what is lost again");
@@ -106,7 +109,7 @@ pub async fn run(
         terminal::print(&said)?;
         return Ok(account.exit_code());
     }
-    let outbox = open(monitor, args).await?;
+    let outbox = open(monitor, args, sampling).await?;
     if !args.yes {
         if !terminal::confirm(&format!("Send {} again?", counted(lost)))? {
             bail!("nothing was sent again");
@@ -167,7 +170,7 @@ fn say_what_is_left_alone(account: &Account) {
 }
 
 /// Opens the audit and the streams, and makes sure that they are those.
-async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Outbox> {
+async fn open(monitor: &Monitor, args: &RepairArgs, sampling: Sampling) -> anyhow::Result<Outbox> {
     let Some(url) = &args.payments_database_url else {
         bail!("{OPTION} is missing: the audit is in that database");
     };
@@ -182,7 +185,7 @@ async fn open(monitor: &Monitor, args: &RepairArgs) -> anyhow::Result<Outbox> {
         bail!("{url} holds no audit: it has no tables report_windows and report_audit");
     }
     db::prepare_schema(&pool, &db::PAYMENTS_SCHEMA, DATABASE, false).await?;
-    Ok(Outbox { pool, producer })
+    Ok(Outbox { pool, producer, sampling })
 }
 
 /// What is written to another Redis than that of the relays never arrives, although the audit would

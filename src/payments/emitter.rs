@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::plan::Plan;
-use super::{Payments, PlannedWindow, publish, repository};
+use super::{Payments, PlannedWindow, publish, repository, trace};
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
@@ -225,6 +225,7 @@ pub async fn tick_once(
     let window = (&plan.window, payments.owner);
     if repository::insert_tick(&payments.pool, window, slot, status.as_ref(), now).await? {
         payments.metrics.ticked(plan.window.uuid, status.as_ref());
+        trace::ticked(payments, &plan.window, slot, status.as_ref());
     }
     Ok(())
 }

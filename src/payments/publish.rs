@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::plan::Plan;
 use super::repository::{self, StoredTick};
-use super::{Payments, PlannedWindow};
+use super::{Payments, PlannedWindow, trace};
 use crate::retry::Backoff;
 use crate::stream::{StreamError, StreamId, Written};
 use crate::wire::{Announcement, Heartbeat, Window};
@@ -164,13 +164,18 @@ pub(super) async fn send(
     if ticks.is_empty() {
         return Ok(());
     }
-    let payloads: Vec<String> = ticks.iter().map(|(window, tick)| payload(window, tick)).collect();
-    let ticks: Vec<StoredTick> = ticks.iter().map(|(_, tick)| tick.clone()).collect();
+    let payload = |(window, tick): &_| payload(payments, window, tick);
+    let payloads: Vec<String> = ticks.iter().map(payload).collect();
+    let began = clock::now();
     let written = payments.producer.publish_heartbeats(&payloads).await?;
+    for (tick, entry) in ticks.iter().zip(&written.ids) {
+        trace::published(payments, tick, *entry, began);
+    }
+    let ticks: Vec<StoredTick> = ticks.iter().map(|(_, tick)| tick.clone()).collect();
     Ok(repository::mark_sent(&payments.pool, &ticks, &written).await?)
 }
 
-fn payload(window: &Window, tick: &StoredTick) -> String {
+fn payload(payments: &Payments, window: &Window, tick: &StoredTick) -> String {
     let heartbeat = Heartbeat {
         window: window.clone(),
         status: tick.status.clone(),
@@ -178,7 +183,7 @@ fn payload(window: &Window, tick: &StoredTick) -> String {
         slot: Some(i64::from(tick.slot)),
         stream_id: None,
     };
-    heartbeat.to_json()
+    heartbeat.to_traced_json(&trace::of_slot(payments, window, tick.slot))
 }
 
 /// Notes that a window is done, until that is stored. Answers false if something turned out to be

@@ -18,6 +18,7 @@ use super::forward::{Answer, Forwarder, Item};
 use super::gate::Gate;
 use super::held::Held;
 use super::metrics::Metrics;
+use super::trace::{self, Deliveries};
 use crate::clock;
 use crate::http::Readiness;
 use crate::retry::Backoff;
@@ -55,6 +56,8 @@ pub struct Delivery {
     pub readiness: Readiness,
     /// What the relay counts and measures.
     pub metrics: Metrics,
+    /// What records traces, unless they are off.
+    pub traces: Option<Deliveries>,
     /// Attempts after which a message that alone makes the monitor fail becomes a dead letter.
     pub max_retries: u32,
     /// Places for messages that make the monitor fail on their own.
@@ -70,6 +73,8 @@ pub struct Delivery {
 struct Job {
     source: Source,
     items: Vec<Item>,
+    /// How often it was sent.
+    attempts: u32,
     backoff: Backoff,
     /// How often it made the monitor fail, counted only if other messages passed in between.
     strikes: u32,
@@ -84,7 +89,8 @@ struct Job {
 impl Job {
     fn new(source: Source, items: Vec<Item>, since: Timestamp) -> Self {
         let backoff = Backoff::new(PAUSE.0, PAUSE.1);
-        Self { source, items, backoff, strikes: 0, passed_before: 0, since, due: Instant::now() }
+        let (due, strikes, passed_before) = (Instant::now(), 0, 0);
+        Self { source, items, attempts: 0, backoff, strikes, passed_before, since, due }
     }
 
     /// The same again, after a pause that grows up to `longest`, or the longer one that the monitor
@@ -103,7 +109,8 @@ impl Job {
     fn halves(mut self) -> Vec<Self> {
         let second = self.items.split_off(self.items.len() / 2);
         let halves = [self.items, second].into_iter().filter(|items| !items.is_empty());
-        halves.map(|items| Self::new(self.source, items, self.since)).collect()
+        let half = |items| Self::new(self.source, items, self.since);
+        halves.map(|items| Self { attempts: self.attempts, ..half(items) }).collect()
     }
 
     fn ids(&self) -> Vec<StreamId> {
@@ -131,7 +138,7 @@ impl Delivery {
         let mut jobs = Vec::with_capacity(2);
         let now = clock::now();
         for source in Source::ALL {
-            let items = self.readable(source, &entries).await;
+            let items = self.readable(source, &entries, now).await;
             if !items.is_empty() {
                 jobs.push(Job::new(source, items, now));
             }
@@ -143,7 +150,7 @@ impl Delivery {
             let Some(job) = take_first_due(&mut jobs) else { break };
             tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => self.give_back(job.source, &job.ids()).await,
+                () = self.shutdown.cancelled() => self.give_back(&job).await,
                 () = self.gate.turn(job.due) => jobs.extend(self.attempt(job).await),
             }
         }
@@ -164,13 +171,18 @@ impl Delivery {
     }
 
     /// The entries of one stream that can be sent; the others become dead letters.
-    async fn readable(&self, source: Source, entries: &[Entry]) -> Vec<Item> {
+    async fn readable(&self, source: Source, entries: &[Entry], now: Timestamp) -> Vec<Item> {
         let mut items = Vec::with_capacity(entries.len());
         for entry in entries.iter().filter(|entry| entry.source == source) {
             match Item::read(entry) {
-                Ok(item) => items.push(item),
+                Ok(mut item) => {
+                    if let Some(traces) = &self.traces {
+                        traces.begin(source, &mut item, now);
+                    }
+                    items.push(item);
+                }
                 Err(reason) => {
-                    self.dead_letter(source, (entry.id, (None, None)), reason, clock::now()).await;
+                    self.dead_letter(source, (entry.id, (None, None)), reason, now).await;
                 }
             }
         }
@@ -178,7 +190,8 @@ impl Delivery {
     }
 
     /// Sends a job once. Answers what is left to do of it.
-    async fn attempt(&self, job: Job) -> Vec<Job> {
+    async fn attempt(&self, mut job: Job) -> Vec<Job> {
+        job.attempts += 1;
         let began = Instant::now();
         let answer = self.forwarder.send(job.source, &job.items).await;
         self.metrics.answered(&answer, began.elapsed());
@@ -214,8 +227,7 @@ impl Delivery {
             }
             Answer::Refused(reason) => match job.items.as_slice() {
                 [only] => {
-                    let named = (only.id, only.identity());
-                    self.dead_letter(job.source, named, reason, job.since).await;
+                    self.refuse(&job, only, reason).await;
                     Vec::new()
                 }
                 _ => job.halves(),
@@ -259,8 +271,7 @@ impl Delivery {
         match job.items.as_slice() {
             [only] if job.strikes > self.max_retries => {
                 let reason = format!("{reason}, {} times while others passed", self.max_retries);
-                let named = (only.id, only.identity());
-                self.dead_letter(job.source, named, reason, job.since).await;
+                self.refuse(&job, only, reason).await;
                 Vec::new()
             }
             [only] if job.strikes >= STRIKES_OF_A_SUSPECT => {
@@ -277,11 +288,11 @@ impl Delivery {
         let mut taken = Vec::with_capacity(job.items.len());
         for (item, outcome) in job.items.iter().zip(outcomes) {
             match outcome {
-                Ok(()) => taken.push(item.id),
-                Err(reason) => {
-                    let named = (item.id, item.identity());
-                    self.dead_letter(job.source, named, reason, job.since).await;
+                Ok(()) => {
+                    self.ended(job, item, trace::TAKEN);
+                    taken.push(item.id);
                 }
+                Err(reason) => self.refuse(job, item, reason).await,
             }
         }
         if !taken.is_empty() {
@@ -301,6 +312,12 @@ impl Delivery {
         if let Err(error) = self.group.suspect_entry(job.source, item.id, &report).await {
             tracing::warn!(%error, id = %item.id, "noting a suspect failed; it holds up everything");
         }
+    }
+
+    /// Sets a message aside that the monitor does not take.
+    async fn refuse(&self, job: &Job, item: &Item, reason: String) {
+        self.ended(job, item, trace::REFUSED);
+        self.dead_letter(job.source, (item.id, item.identity()), reason, job.since).await;
     }
 
     async fn dead_letter(
@@ -341,11 +358,20 @@ impl Delivery {
         }
     }
 
-    async fn give_back(&self, source: Source, ids: &[StreamId]) {
-        if let Err(error) = self.group.give_back(source, ids).await {
+    async fn give_back(&self, job: &Job) {
+        job.items.iter().for_each(|item| self.ended(job, item, trace::HANDED_BACK));
+        let ids = job.ids();
+        if let Err(error) = self.group.give_back(job.source, &ids).await {
             tracing::warn!(%error, "handing messages back failed; their lease will run out");
         }
-        self.held.release(source, ids);
+        self.held.release(job.source, &ids);
+    }
+
+    /// Records that a message is not sent any more.
+    fn ended(&self, job: &Job, item: &Item, outcome: &'static str) {
+        if let Some(traces) = &self.traces {
+            traces.end(item, job.attempts, outcome);
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //! | everything else | wrong address or credentials: a person has to look |
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::clock;
 use crate::config::MonitorUrl;
 use crate::http;
 use crate::stream::{Entry, Source, StreamId};
+use crate::traces::Span;
 use crate::wire::{PipelineReport, Timestamp};
 
 /// How long a monitor is taken for an old one before the newer resources are tried again.
@@ -65,6 +67,8 @@ pub struct Item {
     /// The entry that it is from.
     pub id: StreamId,
     json: String,
+    /// That of its delivery, if its trace is recorded.
+    span: Option<Box<Span>>,
 }
 
 impl Item {
@@ -86,7 +90,23 @@ impl Item {
             }
             _ => with_stream_id(payload, entry.id).map_err(no_object)?,
         };
-        Ok(Self { id: entry.id, json })
+        Ok(Self { id: entry.id, json, span: None })
+    }
+
+    /// What is sent.
+    pub(super) fn json(&self) -> &str {
+        &self.json
+    }
+
+    /// Begins a span, which becomes the parent that the message names at this place.
+    pub(super) fn trace(&mut self, span: Span, parent: Range<usize>) {
+        self.json.replace_range(parent, &format!("{:016x}", span.id()));
+        self.span = Some(Box::new(span));
+    }
+
+    /// Its span, if it has one, which goes on.
+    pub(super) fn span(&self) -> Option<&Span> {
+        self.span.as_deref()
     }
 
     /// The window and the slot that the message names, as far as they can be read.

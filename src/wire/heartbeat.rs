@@ -1,7 +1,7 @@
 //! One heartbeat: a service's word that it was alive at a slot of a window.
 
 use super::raw::{RawMessage, named};
-use super::{Slot, Status, StreamId, Tick, Timestamp, Window, WireError};
+use super::{Slot, Status, StreamId, Tick, Timestamp, TraceParent, Window, WireError};
 
 /// One heartbeat. `(window.uuid, slot)` is its identity and makes every step idempotent.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +45,12 @@ impl Heartbeat {
     #[must_use]
     pub fn to_json(&self) -> String {
         RawMessage::of_heartbeat(self).to_json()
+    }
+
+    /// The same, and the trace that it belongs to.
+    #[must_use]
+    pub fn to_traced_json(&self, trace: &TraceParent) -> String {
+        RawMessage::of_heartbeat(self).with_trace(trace).to_json()
     }
 
     /// Whether another heartbeat of the same slot repeats this one, or contradicts it.
@@ -121,6 +127,8 @@ mod tests {
             with("stream_id", json!("1732183210000-0")),
             with("window_uuid", json!("6F1C1F0E5F0C4F439A550D2B1F2A7F10")),
             with("traceparent", json!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
+            with("traceparent", json!("01-no-trace")),
+            with("traceparent", json!({"no": ["trace"]})),
         ];
         for shape in shapes {
             let heartbeat = parse(&shape).unwrap_or_else(|error| panic!("{shape}: {error}"));
@@ -219,8 +227,14 @@ mod tests {
                 window.uuid, window.service.clone(), (window.from(), window.to()),
                 Tick::from_micros(tick).unwrap(), Rates::new(rate, rate).unwrap(),
             ).unwrap();
-            let again = Heartbeat::parse(heartbeat.to_json().as_bytes(), Tick::DEFAULT);
-            prop_assert_eq!(again, Ok(heartbeat));
+            let json = heartbeat.to_json();
+            let again = Heartbeat::parse(json.as_bytes(), Tick::DEFAULT);
+            prop_assert_eq!(again.as_ref(), Ok(&heartbeat));
+            let trace = TraceParent::of_slot(heartbeat.window.uuid, 7);
+            let traced = heartbeat.to_traced_json(&trace);
+            let last = format!(",\"traceparent\":\"{trace}\"}}");
+            prop_assert_eq!(traced.strip_suffix(&last), json.strip_suffix('}'));
+            prop_assert_eq!(Heartbeat::parse(traced.as_bytes(), Tick::DEFAULT), Ok(heartbeat));
         }
 
         #[test]

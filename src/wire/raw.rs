@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::schema::Instant;
 use super::{
     Announcement, Heartbeat, MAX_PAYLOAD_BYTES, Rates, ServiceName, Status, StreamId, Tick,
-    Timestamp, Window, WireError,
+    Timestamp, TraceParent, Window, WireError,
 };
 
 /// Every member that we know; others are ignored.
@@ -51,6 +51,9 @@ pub(super) struct RawMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 1)]
     error_status_no_reportado: Option<f64>,
+    /// The trace that it belongs to. Whoever records spans looks for it: a bad one is no fault.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
     /// The entry of the stream that carried it, as a relay says.
     #[serde(skip_serializing)]
     stream_id: Option<String>,
@@ -90,6 +93,10 @@ impl RawMessage {
             slot: heartbeat.slot,
             ..Self::of_window(&heartbeat.window)
         }
+    }
+
+    pub(super) fn with_trace(self, trace: &TraceParent) -> Self {
+        Self { traceparent: Some(trace.to_string()), ..self }
     }
 
     pub(super) fn of_announcement(announcement: &Announcement) -> Self {

@@ -1,7 +1,9 @@
 //! How a document of an API describes what travels: the limits of each value, from the constants
 //! that its parser checks.
 
-use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
+use utoipa::openapi::schema::{
+    KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, SchemaType, Type,
+};
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
@@ -111,7 +113,16 @@ impl PartialSchema for Heartbeat {
     fn schema() -> RefOr<Schema> {
         let about =
             "A service's word that it was alive at a slot of a window; other members are ignored";
-        message(about, RawMessage::default().missing(true), &["announced_at"])
+        let mut schema = message(about, RawMessage::default().missing(true), &["announced_at"]);
+        if let RefOr::T(Schema::Object(object)) = &mut schema {
+            // Of any type: what is no trace is ignored.
+            let trace = ObjectBuilder::new()
+                .schema_type(SchemaType::AnyValue)
+                .description(Some("The trace that it belongs to, as W3C Trace Context writes it"))
+                .examples(["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]);
+            object.properties.insert("traceparent".to_owned(), trace.into());
+        }
+        schema
     }
 }
 
@@ -183,10 +194,12 @@ mod tests {
             ])
         );
         assert!(heartbeat["properties"]["stream_id"].is_object());
+        assert!(heartbeat["properties"]["traceparent"]["description"].is_string());
         assert_eq!(json(&Tick::schema())["maximum"], 3600.0);
         let announcement = json(&Announcement::schema());
         let members = announcement["properties"].as_object().unwrap();
         assert!(members.contains_key("announced_at"), "{members:?}");
         assert!(!members.contains_key("status"), "{members:?}");
+        assert!(!members.contains_key("traceparent"), "{members:?}");
     }
 }

@@ -88,6 +88,13 @@ async fn options_that_cannot_be_used_are_named_with_what_to_write_instead() {
         (&["monitor", "--retain-events", "1h"], &[database], "must be at least 1d, or `forever`"),
         (&["relay", "--batch-size", "0"], &[], "0 is not in 1..=1000"),
         (&["relay", "--log-level", "info,=,"], &[ANY_PORT], "is not a level such as info"),
+        (&["relay", "--otlp-endpoint", "collector:4317"], &[], "write it as http://HOST:4318"),
+        (
+            &["relay"],
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:topsecret@collector:4318")],
+            "'--otlp-endpoint <URL>' cannot be used: a user and a password belong into",
+        ),
+        (&["monitor", "--trace-ratio", "10%"], &[database], "write a share from 0, which is none"),
         (&["dance"], &[], "unrecognized subcommand 'dance'"),
     ])
     .await;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use heartbeat::config::DatabaseUrl;
 use heartbeat::stream::StreamId;
-use redis::cmd;
-use redis::streams::StreamReadReply;
+use heartbeat::wire::TraceParent;
+use redis::streams::{StreamRangeReply, StreamReadReply};
+use redis::{AsyncCommands, cmd};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
@@ -127,6 +128,7 @@ async fn what_an_old_consumer_has_dropped_is_lost_until_it_is_repaired() {
     assert_eq!(code, 0, "{err}");
     assert_eq!(out, "no slot is known to be lost: nothing was sent again; in transit: 3\n");
     assert_eq!(sent.explained("still in the stream").await.0, 0);
+    each_keeps_its_trace(&sent).await;
 
     let relay = sent.relay().await;
     let (code, out) = sent.explained("No heartbeat is missing.").await;
@@ -140,6 +142,20 @@ async fn what_an_old_consumer_has_dropped_is_lost_until_it_is_repaired() {
     assert_eq!(sent.last_entry().await, last, "nothing was sent twice");
     drop(relay);
     ledgers_agree(&sent).await;
+}
+
+/// What is sent again is of the same trace as at first, since that follows from its slot.
+async fn each_keeps_its_trace(sent: &Sent) {
+    let window = sent.uuid.parse().unwrap();
+    let stream = sent.ground.stream.reports();
+    let entries: StreamRangeReply = sent.ground.redis().await.xrange_all(stream).await.unwrap();
+    let payloads = entries.ids.iter().map(|entry| entry.get::<String>("payload").unwrap());
+    let messages: Vec<Value> = payloads.map(|json| serde_json::from_str(&json).unwrap()).collect();
+    assert!(messages.len() >= 3, "{messages:?}");
+    for message in messages {
+        let slot = u32::try_from(message["slot"].as_u64().unwrap()).unwrap();
+        assert_eq!(message["traceparent"], TraceParent::of_slot(window, slot).to_string());
+    }
 }
 
 /// Whatever does not belong to the window is refused before anything is written.

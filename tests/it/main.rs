@@ -53,6 +53,7 @@ mod suspects;
 mod sweep;
 mod tidy;
 mod totals;
+mod traces;
 mod verdicts;
 mod watermark;
 mod writes;

@@ -1,6 +1,7 @@
 //! What the tests stand on: shared servers, a ground of one's own in them, and processes.
 
 mod api;
+mod collector;
 mod ground;
 mod process;
 mod proxy;
@@ -8,6 +9,7 @@ mod scrape;
 mod servers;
 
 pub use api::{Api, error};
+pub use collector::{Collector, Seen};
 pub use ground::{Ground, monitor_at, pool};
 pub use process::{Process, free_address, run};
 pub use proxy::Proxy;

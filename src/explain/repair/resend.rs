@@ -10,7 +10,8 @@ use super::Outbox;
 use crate::db;
 use crate::explain::repository::{self, SentRow};
 use crate::stream::{Producer, StreamError, identity_mark};
-use crate::wire::{Heartbeat, Status, StreamId, Window};
+use crate::traces::Sampling;
+use crate::wire::{Heartbeat, Status, StreamId, TraceParent, Window};
 
 /// Slots that are sent again in one step.
 pub const MOST_SLOTS: usize = 128;
@@ -67,7 +68,7 @@ pub(super) async fn send_again(
     lost: &[(u32, StreamId)],
 ) -> anyhow::Result<Vec<Outcome>> {
     let (window, lost): (_, Arc<[_]>) = (window.clone(), lost.into());
-    let producer = outbox.producer.clone();
+    let (producer, sampling) = (outbox.producer.clone(), outbox.sampling);
     // A transaction that lost a deadlock is tried again, and must not send twice for that.
     let sent = Arc::new(OnceCell::<Sent>::new());
     db::transaction(&outbox.pool, "send again", move |connection| {
@@ -77,7 +78,7 @@ pub(super) async fn send_again(
             let rows = repository::hold_rows(connection, window.uuid, &lost).await?;
             let found: Vec<Found> =
                 lost.iter().map(|lost| Found::new(&window, *lost, &rows)).collect();
-            let sent = match sent.get_or_try_init(|| publish(&producer, &found)).await {
+            let sent = match sent.get_or_try_init(|| publish(&producer, &found, sampling)).await {
                 Ok(sent) => sent,
                 Err(error) => return Ok(Err(error)),
             };
@@ -91,9 +92,16 @@ pub(super) async fn send_again(
     .context("writing to the stream")
 }
 
-async fn publish(producer: &Producer, found: &[Found]) -> Result<Sent, StreamError> {
+async fn publish(
+    producer: &Producer,
+    found: &[Found],
+    sampling: Sampling,
+) -> Result<Sent, StreamError> {
     let lost = found.iter().filter_map(|found| match found {
-        Found::Lost(row, heartbeat) => Some((*row, heartbeat.to_json())),
+        Found::Lost(row, slot, heartbeat) => {
+            let trace = sampling.mark(TraceParent::of_slot(heartbeat.window.uuid, *slot));
+            Some((*row, heartbeat.to_traced_json(&trace)))
+        }
         Found::Otherwise(_) => None,
     });
     let (rows, payloads): (Vec<i64>, Vec<String>) = lost.unzip();
@@ -107,8 +115,8 @@ async fn publish(producer: &Producer, found: &[Found]) -> Result<Sent, StreamErr
 
 /// What the audit says of a slot that was found lost.
 enum Found {
-    /// The row that still names the lost entry, and the heartbeat that it holds.
-    Lost(i64, Box<Heartbeat>),
+    /// The row that still names the lost entry, its slot, and the heartbeat that it holds.
+    Lost(i64, u32, Box<Heartbeat>),
     Otherwise(Outcome),
 }
 
@@ -133,13 +141,13 @@ impl Found {
             slot: Some(i64::from(slot)),
             stream_id: None,
         };
-        Self::Lost(row.id, Box::new(heartbeat))
+        Self::Lost(row.id, slot, Box::new(heartbeat))
     }
 
     /// Its row, and the entry as which it was sent again.
     fn entry(&self, sent: &Sent) -> Option<(i64, StreamId)> {
         match self {
-            Self::Lost(row, _) => sent.entries.get(row).map(|entry| (*row, *entry)),
+            Self::Lost(row, ..) => sent.entries.get(row).map(|entry| (*row, *entry)),
             Self::Otherwise(_) => None,
         }
     }
@@ -180,7 +188,7 @@ mod tests {
         let found = |slot, entry: &str| Found::new(&window, (slot, entry.parse().unwrap()), &rows);
         for (slot, entry, expected) in [(0, "7-1", 1), (1, "7-1", 2), (2, "8-1", 3)] {
             let found = found(slot, entry);
-            assert!(matches!(found, Found::Lost(row, _) if row == expected), "slot {slot}");
+            assert!(matches!(found, Found::Lost(row, ..) if row == expected), "slot {slot}");
         }
         let outcome = |slot, entry| found(slot, entry).outcome(&Sent::default());
         assert_eq!(outcome(3, "7-1"), Outcome::SentMeanwhile("9-1".parse().unwrap()));

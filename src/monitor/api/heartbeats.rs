@@ -16,6 +16,7 @@ use super::{MAX_BATCH_ITEMS, stored_window, unknown_window};
 use crate::http::failures::{BadRequest, OurFault, Refused, TooLarge};
 use crate::http::{ApiError, Body};
 use crate::monitor::ingest::{self, Outcome};
+use crate::monitor::trace::{self, Ingests};
 use crate::monitor::{Monitor, lookups};
 use crate::wire::{Announcement, Heartbeat, WireError};
 use crate::{clock, db};
@@ -40,11 +41,21 @@ pub(super) async fn post_heartbeat(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let now = clock::now();
-    let heartbeat = Heartbeat::parse(&body, monitor.default_tick)
-        .inspect_err(|_| monitor.metrics.refused(1))?;
+    let mut spans = Ingests::begin(&monitor, now);
+    let parsed = Heartbeat::parse(&body, monitor.default_tick);
+    spans.note(&body, &parsed);
+    let heartbeat = match parsed {
+        Ok(heartbeat) => heartbeat,
+        Err(error) => {
+            monitor.metrics.refused(1);
+            spans.end(|_| Some(trace::REJECTED));
+            return Err(error.into());
+        }
+    };
     let uuid = heartbeat.window.uuid;
-    let outcomes = ingest::ingest(&monitor, vec![heartbeat.clone()], now).await?;
-    let outcome = unless_rejected(outcomes)?;
+    let outcomes = ingest::ingest(&monitor, vec![heartbeat.clone()], now).await;
+    spans.end(|_| Some(outcomes.as_ref().ok()?.first()?.name()));
+    let outcome = unless_rejected(outcomes?)?;
     let found = match outcome {
         Outcome::Recorded => lookups::find_open_window(&monitor, uuid, clock::now()).await?,
         _ => lookups::find_window(&monitor, uuid).await?,
@@ -69,12 +80,18 @@ pub(super) async fn post_heartbeats(
     State(monitor): State<Monitor>,
     Body(body): Body,
 ) -> Result<Json<Vec<OutcomeView>>, ApiError> {
-    let parsed = parse_items(&body, |item| Heartbeat::parse(item, monitor.default_tick))?;
+    let now = clock::now();
+    let mut spans = Ingests::begin(&monitor, now);
+    let parsed = parse_items(&body, |item| {
+        let heartbeat = Heartbeat::parse(item, monitor.default_tick);
+        spans.note(item, &heartbeat);
+        heartbeat
+    })?;
     monitor.metrics.refused(parsed.0.iter().filter(|item| item.is_err()).count());
-    answer_items(parsed, async |heartbeats| {
-        ingest::ingest(&monitor, heartbeats, clock::now()).await
-    })
-    .await
+    let take = async |heartbeats| ingest::ingest(&monitor, heartbeats, clock::now()).await;
+    let answer = answer_items(parsed, take).await;
+    spans.end(|place| Some(answer.as_ref().ok()?.get(place)?.outcome));
+    answer
 }
 
 /// Announces one window.
@@ -159,7 +176,7 @@ impl<T: ToSchema> ToSchema for Batch<T> {
 /// Reads each item of an array on its own, so that one bad item does not fail its neighbours.
 fn parse_items<T>(
     body: &[u8],
-    parse: impl Fn(&[u8]) -> Result<T, WireError>,
+    mut parse: impl FnMut(&[u8]) -> Result<T, WireError>,
 ) -> Result<Batch<T>, ApiError> {
     let items: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| {
         ApiError::bad_request(format!("the body must be a JSON array: {error}"))

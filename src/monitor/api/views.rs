@@ -327,7 +327,7 @@ pub(super) struct WindowTakenView {
 #[schema(as = Outcome)]
 pub(super) struct OutcomeView {
     #[schema(pattern = "^(recorded|duplicate|late|unscheduled|rejected)$")]
-    outcome: &'static str,
+    pub(super) outcome: &'static str,
     /// Why it is rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,

@@ -77,6 +77,7 @@ impl Ground {
             owner: Uuid::new_v4(),
             readiness: Readiness::default(),
             metrics: Arc::default(),
+            tracer: None,
         }
     }
 
@@ -159,6 +160,7 @@ pub async fn monitor_at(monitor_url: &str, audit_url: &str) -> Monitor {
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
         metrics: Arc::default(),
+        tracer: None,
     }
 }
 
