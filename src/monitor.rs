@@ -185,12 +185,13 @@ pub async fn run(
     serve(args, traces, listener, shutdown).await
 }
 
-/// The windows that start last, latest first, with their counts as of now.
+/// The windows that start last, latest first, with their counts as of now; fewer than `limit` where open
+/// ones have very many slots.
 ///
 /// # Errors
 /// When the database does not do its part.
 pub async fn latest_windows(pool: &MySqlPool, limit: u32) -> Result<Vec<StoredWindow>, db::Error> {
-    repository::list_windows(pool, &Filter::default(), limit).await
+    Ok(repository::list_windows(pool, &Filter::default(), limit).await?.0)
 }
 
 async fn connect(args: &MonitorArgs) -> anyhow::Result<MySqlPool> {

@@ -18,7 +18,13 @@ impl Client {
         Ok(Self { address: address.to_owned(), stream, buffer: Vec::with_capacity(4_096) })
     }
 
-    /// Sends a request and waits for the whole answer. Answers its status.
+    /// Asks for a path and waits for the whole answer. Answers its status.
+    pub async fn get(&mut self, path: &str) -> std::io::Result<u16> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.address);
+        self.exchange(&request).await
+    }
+
+    /// Sends a body and waits for the whole answer. Answers its status.
     pub async fn post(&mut self, path: &str, body: &str) -> std::io::Result<u16> {
         let request = format!(
             "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
@@ -26,6 +32,10 @@ impl Client {
             self.address,
             body.len()
         );
+        self.exchange(&request).await
+    }
+
+    async fn exchange(&mut self, request: &str) -> std::io::Result<u16> {
         self.stream.write_all(request.as_bytes()).await?;
         self.buffer.clear();
         loop {

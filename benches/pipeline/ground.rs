@@ -1,6 +1,7 @@
 //! The servers that everything is measured on, and databases in them.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use heartbeat::config::{DatabaseArgs, DatabaseUrl};
 use heartbeat::db;
 use heartbeat::local::{Engine, Options, Servers};
 use redis::aio::MultiplexedConnection;
+use sqlx::migrate::Migrator;
 use sqlx::mysql::MySqlPoolOptions;
 use sqlx::{AssertSqlSafe, MySqlPool};
+use tokio::sync::Mutex;
 
 /// Memory in which the database keeps pages: enough for what is stored.
 const BUFFER_POOL_MIB: u32 = 4_096;
@@ -19,9 +22,11 @@ pub struct Ground {
     servers: Servers,
     directory: PathBuf,
     databases: AtomicU32,
+    /// Ten million events, once a scenario has stored them.
+    pub history: Mutex<Option<Database>>,
 }
 
-/// One database with the monitor's schema.
+/// One database.
 pub struct Database {
     /// Its address.
     pub url: String,
@@ -42,7 +47,7 @@ impl Ground {
             ..Options::default()
         };
         let servers = Servers::start(&directory, &options).await.unwrap();
-        Self { servers, directory, databases: AtomicU32::new(0) }
+        Self { servers, directory, databases: AtomicU32::new(0), history: Mutex::default() }
     }
 
     /// What is measured on.
@@ -60,6 +65,11 @@ impl Ground {
 
     /// A new, empty database with the monitor's schema.
     pub async fn database(&self) -> Database {
+        self.database_of(&db::MONITOR_SCHEMA).await
+    }
+
+    /// A new, empty database with some schema.
+    pub async fn database_of(&self, schema: &'static LazyLock<Migrator>) -> Database {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         let name = format!("bench_{number}");
         let scratch = pool(&self.servers.database.url("scratch")).await;
@@ -72,7 +82,7 @@ impl Ground {
             db::connect(&parsed, ("database", DatabaseArgs::OPTION), Duration::from_secs(5))
                 .await
                 .unwrap();
-        db::migrate(&migrating, &db::MONITOR_SCHEMA, "database").await.unwrap();
+        db::migrate(&migrating, schema, "database").await.unwrap();
         migrating.close().await;
         Database { pool: pool(&url).await, url }
     }
@@ -104,11 +114,21 @@ impl Ground {
 impl Database {
     /// Drops it: what is not needed any more should not be written out by the next measurement.
     pub async fn drop(self) {
-        let statement = "SELECT DATABASE()";
-        let name: String = sqlx::query_scalar(statement).fetch_one(&self.pool).await.unwrap();
+        let name = self.name().await;
         let statement = AssertSqlSafe(format!("DROP DATABASE {name}"));
         sqlx::raw_sql(statement).execute(&self.pool).await.unwrap();
         self.pool.close().await;
+    }
+
+    /// What the server calls it.
+    pub async fn name(&self) -> String {
+        sqlx::query_scalar("SELECT DATABASE()").fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// A sum that a statement answers.
+    pub async fn sum(&self, statement: &str) -> i64 {
+        let statement = AssertSqlSafe(statement.to_owned());
+        sqlx::query_scalar(statement).fetch_one(&self.pool).await.unwrap()
     }
 
     /// A number that a statement answers.

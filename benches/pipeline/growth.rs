@@ -2,13 +2,11 @@
 
 use super::drain::backlog;
 use super::ground::Ground;
-use super::stored;
+use super::history;
 use super::table::{Table, Target};
 
 /// Windows of each measured backlog, and of the one before it that warms everything up.
 const WINDOWS: (usize, usize) = (3_000, 1_000);
-/// What is stored: ten million events.
-const STORED: (u32, u32) = (100_000, 100);
 
 /// Measures the rate when empty, and with ten million events stored.
 pub async fn measure(ground: &Ground, table: &mut Table) {
@@ -17,10 +15,10 @@ pub async fn measure(ground: &Ground, table: &mut Table) {
     backlog(ground, &database, "empty-warm", warm_up, 1).await;
     let empty = backlog(ground, &database, "empty", measured, 1).await;
     database.drop().await;
-    let database = ground.database().await;
-    stored::fill(&database, STORED.0, STORED.1, 0, "CLOSED").await;
+    let database = history::stored(ground).await;
     backlog(ground, &database, "full-warm", warm_up, 1).await;
     let full = backlog(ground, &database, "full", measured, 1).await;
-    database.drop().await;
+    // The next scenario asks it for more.
+    ground.history.lock().await.replace(database);
     table.add("growth_ratio", full / empty, "of empty", Target::AtLeast(0.9));
 }

@@ -11,16 +11,19 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot measure stops")]
 #![allow(clippy::cast_precision_loss, reason = "figures are rounded for people")]
 
+mod api;
 mod balanced;
 mod client;
 mod drain;
 mod ground;
 mod growth;
+mod history;
 mod latency;
 mod load;
 mod memory;
 mod post;
 mod process;
+mod questions;
 mod raw;
 mod stored;
 mod sweep;
@@ -36,11 +39,11 @@ use self::ground::Ground;
 use self::table::Table;
 
 /// What is measured, one after the other. Later ones use the figures of earlier ones.
-const SCENARIOS: [&str; 8] =
-    ["raw", "drain", "post", "latency", "sweep", "growth", "memory", "balanced"];
+const SCENARIOS: [&str; 9] =
+    ["raw", "drain", "post", "latency", "sweep", "growth", "api", "memory", "balanced"];
 
 /// How long one of them may take.
-const PATIENCE: Duration = Duration::from_mins(4);
+const PATIENCE: Duration = Duration::from_mins(8);
 
 /// Options of the benchmark.
 #[derive(Debug, Parser)]
@@ -95,6 +98,7 @@ async fn measure(name: &str, ground: &Ground, table: &mut Table) {
         "latency" => latency::measure(ground, table).await,
         "sweep" => sweep::measure(ground, table).await,
         "growth" => growth::measure(ground, table).await,
+        "api" => api::measure(ground, table).await,
         "memory" => memory::measure(ground, table).await,
         "balanced" => balanced::measure(ground, table).await,
         _ => unreachable!("names are checked first"),

@@ -11,12 +11,6 @@ pub async fn fill(database: &Database, windows: u32, slots: u32, missing: u32, s
     without_durability(pool, true).await;
     let received = slots - missing;
     let counts = if status == "OPEN" { (0, 0) } else { (received, missing) };
-    let numbers = |below| {
-        format!(
-            "(WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < {below} - 1) \
-             SELECT n FROM n)"
-        )
-    };
     let many = numbers(1_000.min(windows));
     let thousands = numbers(windows.div_ceil(1_000));
     run(
@@ -52,7 +46,16 @@ pub async fn fill(database: &Database, windows: u32, slots: u32, missing: u32, s
     without_durability(pool, false).await;
 }
 
-async fn without_durability(pool: &MySqlPool, without: bool) {
+/// The numbers below one, which is not above a thousand.
+pub fn numbers(below: u32) -> String {
+    format!(
+        "(WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < {below} - 1) \
+         SELECT n FROM n)"
+    )
+}
+
+/// Whether commits may do without waiting for the disk.
+pub async fn without_durability(pool: &MySqlPool, without: bool) {
     let flush = if without { "0" } else { "1" };
     for name in ["innodb_flush_log_at_trx_commit", "sync_binlog"] {
         run(pool, &format!("SET GLOBAL {name} = {flush}")).await;

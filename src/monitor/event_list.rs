@@ -22,7 +22,7 @@ use crate::wire::{ServiceName, Timestamp};
 
 /// Most windows that one page looks at, and most slots.
 const MOST_WINDOWS: usize = 2_000;
-const MOST_SLOTS: u32 = 20_000;
+const MOST_SLOTS: u32 = 10_000;
 /// Windows that are read at first, and from then on.
 const FIRST_WINDOWS: u32 = 64;
 const MORE_WINDOWS: u32 = 512;
@@ -249,14 +249,23 @@ impl<'m> Listing<'m> {
         fit.count().max(1)
     }
 
+    /// Looks at no more slots of a window than a page has left.
     async fn read_one(&mut self, window: &Candidate) -> Result<bool, db::Error> {
-        let below = self.done.filter(|done| done.id == window.id).map(|done| done.slot);
+        let done = self.done.filter(|done| done.id == window.id);
+        let end = done.map_or(window.slots, |done| done.slot.min(window.slots));
+        let start = end.saturating_sub(MOST_SLOTS.saturating_sub(self.slots).max(1));
         // One more than there is room for shows whether there is a next page.
         let room = u32::try_from(self.limit + 1 - self.page.events.len()).unwrap_or(u32::MAX);
-        let pool = &self.monitor.pool;
-        let events = repository::events_of_one(pool, window.id, below, &self.filter, room).await?;
-        self.slots = self.slots.saturating_add(window.slots);
-        Ok(self.add(window, events))
+        let (pool, filter) = (&self.monitor.pool, &self.filter);
+        let events = repository::events_of_one(pool, window.id, start..end, filter, room).await?;
+        self.slots = self.slots.saturating_add(end - start);
+        if !self.add(window, events) {
+            return Ok(false);
+        }
+        if start > 0 {
+            self.page.next = Some(EventPosition { slot: start, ..EventPosition::behind(window) });
+        }
+        Ok(start == 0)
     }
 
     async fn read_several(&mut self, windows: &[&Candidate]) -> Result<bool, db::Error> {

@@ -14,6 +14,7 @@ use heartbeat::local::{Database, Options};
 use heartbeat::monitor::retention::{Retain, RetentionArgs, SHORTEST};
 use heartbeat::monitor::totals::Count;
 use heartbeat::monitor::{Monitor, counting, prune};
+use heartbeat::wire::Timestamp;
 use reqwest::StatusCode;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection, Row};
@@ -54,7 +55,7 @@ fn numbers(below: u32) -> String {
 }
 
 /// Stores a window each 10 s up to now. One in twenty has a slot that is missing, another one in
-/// twenty one that reports an error, and the last 200 are open.
+/// twenty one that reports an error, and the last 200 are open. A month ago there are some of two days.
 async fn fill(connection: &mut MySqlConnection) {
     let (thousands, many) = (numbers(WINDOWS / 1_000), numbers(1_000));
     run(
@@ -84,6 +85,18 @@ async fn fill(connection: &mut MySqlConnection) {
          FROM windows w CROSS JOIN {} n ORDER BY w.id, n.n",
         numbers(SLOTS),
     )).await;
+    run(
+        connection,
+        &format!(
+            "INSERT INTO windows (id, window_uuid, service_name, status, window_from, window_to, \
+         ends_at, tick_us, expected_reports, received_reports, created_at, updated_at) \
+         SELECT {WINDOWS} + i.n + 1, UUID(), 'payments-7', 'CLOSED', i.begins, \
+         i.begins + INTERVAL 2 DAY, i.begins + INTERVAL 2 DAY, 3600000000, 48, 48, NOW(6), NOW(6) \
+         FROM (SELECT n, NOW(6) - INTERVAL 30 DAY - INTERVAL n HOUR AS begins FROM {} l) i",
+            numbers(20),
+        ),
+    )
+    .await;
     let (services, begins) = (numbers(50), numbers(400));
     for (span, seconds) in [("slice", 300), ("hour", 3_600), ("day", 86_400)] {
         let counts = Count::ALL.map(Count::name).join(", ");
@@ -99,6 +112,11 @@ async fn fill(connection: &mut MySqlConnection) {
         )
         .await;
     }
+    fill_beside(connection).await;
+}
+
+/// What else is known of the windows, and what is to be counted and judged.
+async fn fill_beside(connection: &mut MySqlConnection) {
     for statement in [
         "INSERT INTO archived_totals SELECT * FROM report_totals",
         "INSERT INTO unscheduled_events (window_id, slot, status, report_timestamp, recorded_at, \
@@ -163,6 +181,10 @@ async fn prune_some(monitor: &Monitor) {
     }
 }
 
+fn days_ago(days: u64) -> Timestamp {
+    clock::now().minus(Duration::from_hours(24 * days))
+}
+
 /// Asks for everything that the API lists, in many ways.
 async fn ask(api: &Api) {
     let (_, windows) = api.get("/api/monitor/windows?limit=1").await;
@@ -171,6 +193,8 @@ async fn ask(api: &Api) {
     let events = page["next"].as_str().unwrap().to_owned();
     let next = windows["next"].as_str().unwrap().to_owned();
     let from = windows["windows"][0]["window_from"].as_str().unwrap()[..10].to_owned();
+    // No window lies between the two but long ones, which are looked for apart.
+    let (long, behind) = (days_ago(29), days_ago(30).micros());
     for path in [
         "windows".to_owned(),
         "windows?service=payments-7".to_owned(),
@@ -189,6 +213,7 @@ async fn ask(api: &Api) {
         format!("events?window_uuid={uuid}&status=ok"),
         format!("events?from={from}T00:00:00Z&to={from}T23:00:00Z"),
         format!("events?to={from}T00:00:00Z&status=error"),
+        format!("events?from={long}&cursor={behind}-1-0"),
         "summary?period=1h".to_owned(),
         "summary".to_owned(),
         "summary?period=7d&service=payments-7".to_owned(),
@@ -306,6 +331,7 @@ async fn no_query_looks_at_more_than_a_part_of_a_table() {
         "AND status <> 'OPEN' ORDER BY id",
         "judge_at <=",
         "FROM archived_totals WHERE",
+        "length_us >",
     ] {
         assert!(statements.iter().any(|statement| statement.contains(part)), "{part}");
     }

@@ -118,6 +118,52 @@ async fn events_between_two_instants_are_found_in_windows_that_reach_into_them()
     assert_eq!(pages(&api, &format!("from={from}&to={to}&service=short")).await, expected[..1]);
 }
 
+/// A window of a service with very many slots, which began ten minutes ago.
+fn large_window(service: &str, slots: u32) -> Window {
+    let (tick, service) = (Tick::from_seconds(0.05).unwrap(), service.parse().unwrap());
+    let from = clock::now().minus(Duration::from_mins(10));
+    let to = from.plus(tick.duration() * slots);
+    Window::new(Uuid::new_v4(), service, (from, to), tick, Rates::default()).unwrap()
+}
+
+#[tokio::test]
+async fn a_page_of_events_looks_at_a_part_of_a_large_window() {
+    let api = Api::new().await;
+    let window = large_window("a", 25_000);
+    let sent = [3, 9_999, 24_999]
+        .map(|slot| Heartbeat { status: Status::Error(None), ..heartbeat(&window, slot) });
+    ingest::ingest(&api.monitor, sent.into(), clock::now()).await.unwrap();
+    let row = |slot| (window.uuid.to_string(), slot, "error".to_owned());
+    for filter in ["status=error".to_owned(), format!("window_uuid={}", window.uuid)] {
+        let found = pages(&api, &filter).await;
+        assert_eq!(found, [row(24_999), row(9_999), row(3)], "{filter}");
+        let (_, first) = api.get(&format!("/api/monitor/events?{filter}")).await;
+        assert_eq!(listed(&first), [row(24_999)], "{filter}: {first}");
+    }
+    assert_eq!(pages(&api, "status=missing").await, []);
+}
+
+#[tokio::test]
+async fn a_page_of_windows_ends_early_where_much_would_be_counted() {
+    let api = Api::new().await;
+    let windows = ["a", "b", "c", "d"].map(|service| large_window(service, 9_000));
+    ingest::announce(&api.monitor, windows.iter().map(announcement).collect(), clock::now())
+        .await
+        .unwrap();
+    let (mut pages, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let (_, page) = api.get(&format!("/api/monitor/windows?status=open{cursor}")).await;
+        pages.push(page["windows"].as_array().unwrap().len());
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(pages, [2, 2]);
+    let largest = large_window("e", 100_000);
+    ingest::announce(&api.monitor, vec![announcement(&largest)], clock::now()).await.unwrap();
+    let (_, page) = api.get("/api/monitor/windows?service=e").await;
+    assert_eq!(page["windows"].as_array().unwrap().len(), 1, "one is shown, however large");
+}
+
 /// Whatever is asked for at a time, heartbeats find a connection.
 #[tokio::test]
 async fn lists_leave_connections_to_heartbeats() {

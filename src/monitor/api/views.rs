@@ -134,12 +134,9 @@ pub(super) struct WindowPage {
 }
 
 impl WindowPage {
-    /// A page of at most `limit` windows, out of a list that holds one more if there is a next
-    /// page.
-    pub(super) fn new(mut windows: Vec<StoredWindow>, limit: u32) -> Self {
-        let is_last = windows.len() <= limit as usize;
-        windows.truncate(limit as usize);
-        let last = windows.last().filter(|_| !is_last);
+    /// A page of windows, behind which there may be more.
+    pub(super) fn new(windows: Vec<StoredWindow>, are_more: bool) -> Self {
+        let last = windows.last().filter(|_| are_more);
         let next = last.map(|last| Position { from: last.window.from(), id: last.id });
         Self { windows: windows.into_iter().map(WindowView::from).collect(), next }
     }

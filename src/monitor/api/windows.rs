@@ -87,6 +87,9 @@ impl WindowsQuery {
 }
 
 /// Lists windows, the latest first.
+///
+/// Slots of open windows are counted for each answer. Where these are very many, a page holds fewer
+/// windows than asked for: there is more as long as it has a `next`.
 #[utoipa::path(get, path = "/windows", tag = "windows", params(WindowsQuery), responses(
     (status = 200, description = "A page of windows", body = WindowPage),
     BadRequest, OurFault,
@@ -97,9 +100,9 @@ pub(super) async fn get_windows(
     _place: Place,
 ) -> Result<Json<WindowPage>, ApiError> {
     let limit = http::page_limit(query.limit, PAGE)?;
-    // One more than asked for shows whether a next page exists.
-    let windows = repository::list_windows(&monitor.pool, &query.filter()?, limit + 1).await?;
-    Ok(Json(WindowPage::new(windows, limit)))
+    let (windows, are_more) =
+        repository::list_windows(&monitor.pool, &query.filter()?, limit).await?;
+    Ok(Json(WindowPage::new(windows, are_more)))
 }
 
 /// Shows one window with all its slots and their verdicts.

@@ -1,6 +1,7 @@
 //! Reading events page by page through their windows: `events` itself has no index but its key.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlRow;
@@ -158,19 +159,18 @@ pub(in crate::monitor) struct ListedEvent {
 const EVENT_COLUMNS: &str = "SELECT window_id, slot, status, report_timestamp, error_message, \
     stream_id, recorded_at, late, deliveries, conflicts, cause FROM events WHERE window_id ";
 
-/// Events of one window, the last slot first, below a slot if there is one to begin with.
+/// Events of some slots of one window, the last slot first.
 pub(in crate::monitor) async fn events_of_one(
     pool: &MySqlPool,
     window_id: i64,
-    below: Option<u32>,
+    slots: Range<u32>,
     filter: &EventFilter,
     limit: u32,
 ) -> Result<Vec<ListedEvent>, db::Error> {
     let mut query = QueryBuilder::<MySql>::new(EVENT_COLUMNS);
     query.push("= ").push_bind(window_id);
-    if let Some(below) = below {
-        query.push(" AND slot < ").push_bind(below);
-    }
+    query.push(" AND slot >= ").push_bind(slots.start);
+    query.push(" AND slot < ").push_bind(slots.end);
     filter.push(&mut query);
     query.push(" ORDER BY slot DESC LIMIT ").push_bind(limit);
     query.build().fetch_all(pool).await?.iter().map(listed_event).collect()

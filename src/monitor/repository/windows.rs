@@ -19,6 +19,9 @@ pub(super) const COLUMNS: &str = "SELECT id, window_uuid, service_name, status, 
     error_status_generado, error_status_no_reportado, via_stream, clock_offset_us, held_from_us, \
     created_at, updated_at, closed_at, events_kept, unscheduled_reports FROM windows ";
 
+/// Most slots of open windows that are counted for one page, unless one window alone has more.
+const MOST_COUNTED: u32 = 20_000;
+
 /// Which windows to list.
 #[derive(Clone, Debug, Default)]
 pub(in crate::monitor) struct Filter {
@@ -163,12 +166,13 @@ pub(in crate::monitor) async fn windows_by_id(
     with_counts(pool, found).await
 }
 
-/// A page of windows with their counts as of now, from the latest start to the earliest.
+/// A page of windows with their counts as of now, from the latest start to the earliest, and whether
+/// there are more. It ends early where open windows have very many slots, because they are counted.
 pub(in crate::monitor) async fn list_windows(
     pool: &MySqlPool,
     filter: &Filter,
     limit: u32,
-) -> Result<Vec<StoredWindow>, db::Error> {
+) -> Result<(Vec<StoredWindow>, bool), db::Error> {
     let mut query = QueryBuilder::<MySql>::new(COLUMNS);
     query.push("WHERE TRUE");
     if let Some(service) = &filter.service {
@@ -189,9 +193,26 @@ pub(in crate::monitor) async fn list_windows(
         query.push(" AND (window_from < ").push_bind(from);
         query.push(" OR id < ").push_bind(id).push(")");
     }
-    query.push(" ORDER BY window_from DESC, id DESC LIMIT ").push_bind(limit);
+    // One more than asked for shows whether there are more.
+    query.push(" ORDER BY window_from DESC, id DESC LIMIT ").push_bind(limit + 1);
     let rows = query.build().fetch_all(pool).await?;
-    with_counts(pool, rows.iter().map(stored).collect::<Result<_, _>>()?).await
+    let mut windows: Vec<_> = rows.iter().map(stored).collect::<Result<_, _>>()?;
+    let fit = as_far_as_they_can_be_counted(&windows).min(limit as usize);
+    let are_more = fit < windows.len();
+    windows.truncate(fit);
+    Ok((with_counts(pool, windows).await?, are_more))
+}
+
+/// How many windows of a list are shown at once, so that what is counted for them is not too much.
+fn as_far_as_they_can_be_counted(windows: &[StoredWindow]) -> usize {
+    let mut slots = 0_u32;
+    let fit = windows.iter().enumerate().take_while(|(number, known)| {
+        if known.status == WindowStatus::Open {
+            slots = slots.saturating_add(known.window.slots());
+        }
+        *number == 0 || slots <= MOST_COUNTED
+    });
+    fit.count()
 }
 
 /// What the events of windows say, per window; nothing for a window without events.
