@@ -18,7 +18,7 @@ pub async fn measure(ground: &Ground, table: &mut Table) {
     let database = history::stored(ground).await;
     backlog(ground, &database, "full-warm", warm_up, 1).await;
     let full = backlog(ground, &database, "full", measured, 1).await;
-    // The next scenario asks it for more.
+    // The next scenario asks it questions.
     ground.history.lock().await.replace(database);
     table.add("growth_ratio", full / empty, "of empty", Target::AtLeast(0.9));
 }

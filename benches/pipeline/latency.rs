@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use heartbeat::wire::Window;
 use sqlx::MySqlPool;
+use uuid::Uuid;
 
-use super::ground::Ground;
+use super::ground::{Database, Ground};
 use super::load;
 use super::process::Process;
 use super::table::{Table, Target};
@@ -22,7 +23,11 @@ const SLOTS: u32 = 100_000;
 /// Measures at both rates.
 pub async fn measure(ground: &Ground, table: &mut Table) {
     for (rate, most_p99_ms) in [(1_500, 50.0), (10_000, 150.0)] {
-        let mut times = at_rate(ground, rate).await;
+        let database = ground.database().await;
+        let monitor = Process::monitor(&database).await;
+        let mut times = at_rate(ground, (&database, &monitor), rate).await;
+        drop(monitor);
+        database.drop().await;
         for (name, part) in [("p50", 50.0), ("p99", 99.0), ("p999", 99.9)] {
             let target = if name == "p99" { Target::AtMost(most_p99_ms) } else { Target::None };
             let name = format!("latency_{rate}_{name}_ms");
@@ -39,11 +44,14 @@ pub fn percentile(times: &mut [Duration], part: f64) -> f64 {
     times[index].as_secs_f64() * 1_000.0
 }
 
-async fn at_rate(ground: &Ground, rate: u32) -> Vec<Duration> {
-    let database = ground.database().await;
-    let stream = format!("latency-{rate}");
-    let monitor = Process::monitor(&database).await;
-    let relay = Process::relay(ground, &stream, &monitor).await;
+/// How long heartbeats take to a monitor's database that arrive at a steady rate, in a second.
+pub async fn at_rate(
+    ground: &Ground,
+    (database, monitor): (&Database, &Process),
+    rate: u32,
+) -> Vec<Duration> {
+    let stream = format!("latency-{}", Uuid::new_v4());
+    let relay = Process::relay(ground, &stream, monitor).await;
     let total = rate * u32::try_from(LASTS.as_secs()).unwrap();
     let windows = load::windows(total.div_ceil(SLOTS) as usize, SLOTS);
     let sent = Arc::new(Mutex::new(Vec::with_capacity(total as usize)));
@@ -51,8 +59,7 @@ async fn at_rate(ground: &Ground, rate: u32) -> Vec<Duration> {
     let looking = tokio::spawn(look(database.pool.clone(), windows.clone(), total));
     sending.await;
     let seen = looking.await.unwrap();
-    drop((relay, monitor));
-    database.drop().await;
+    drop(relay);
     let sent = sent.lock().unwrap();
     sent.iter().zip(seen).map(|(sent, seen)| seen.duration_since(*sent)).collect()
 }

@@ -23,6 +23,7 @@ mod load;
 mod memory;
 mod post;
 mod process;
+mod prune;
 mod questions;
 mod raw;
 mod stored;
@@ -39,8 +40,8 @@ use self::ground::Ground;
 use self::table::Table;
 
 /// What is measured, one after the other. Later ones use the figures of earlier ones.
-const SCENARIOS: [&str; 9] =
-    ["raw", "drain", "post", "latency", "sweep", "growth", "api", "memory", "balanced"];
+const SCENARIOS: [&str; 10] =
+    ["raw", "drain", "post", "latency", "sweep", "growth", "api", "prune", "memory", "balanced"];
 
 /// How long one of them may take.
 const PATIENCE: Duration = Duration::from_mins(8);
@@ -99,6 +100,7 @@ async fn measure(name: &str, ground: &Ground, table: &mut Table) {
         "sweep" => sweep::measure(ground, table).await,
         "growth" => growth::measure(ground, table).await,
         "api" => api::measure(ground, table).await,
+        "prune" => prune::measure(ground, table).await,
         "memory" => memory::measure(ground, table).await,
         "balanced" => balanced::measure(ground, table).await,
         _ => unreachable!("names are checked first"),

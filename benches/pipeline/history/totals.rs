@@ -19,14 +19,15 @@ const ROWS: usize = 512;
 
 type Row = ((Span, String, Timestamp), Totals);
 
-/// Adds up what closed windows say.
+/// Adds up what closed windows say, and notes what each of them has added.
 pub async fn fill(database: &Database) {
     let pool = &database.pool;
     let numbered = (0..SERVICES).map(|number| number.to_string());
     let mut of_all: BTreeMap<(Span, Timestamp), Totals> = BTreeMap::new();
     for name in numbered.chain(["long".to_owned()]) {
         let service = format!("payments-{name}");
-        let mut rows = of_service(pool, &service).await;
+        let (mut rows, counted) = of_service(pool, &service).await;
+        insert_counted(pool, &counted).await;
         for ((span, _, begin), totals) in rows.extract_if(.., |((_, name, _), _)| name.is_empty()) {
             of_all.entry((span, begin)).or_default().add(&totals, 1);
         }
@@ -38,12 +39,12 @@ pub async fn fill(database: &Database) {
     insert(pool, &rows).await;
 }
 
-/// What the windows of a service add to its own totals, and to those of all.
-async fn of_service(pool: &MySqlPool, service: &str) -> Vec<Row> {
+/// What the windows of a service add to its own totals and to those of all, and what each adds.
+async fn of_service(pool: &MySqlPool, service: &str) -> (Vec<Row>, Vec<(i64, String)>) {
     let closed = "SELECT id, window_from, expected_reports, error_reports, missing_reports, \
         unobserved_reports FROM windows WHERE service_name = ? AND status <> 'OPEN'";
     let closed = sqlx::query_as::<_, (i64, DateTime<Utc>, i32, i32, i32, i32)>(closed);
-    let mut changes = Changes::default();
+    let (mut changes, mut counted) = (Changes::default(), Vec::new());
     for (id, from, slots, errors, missing, unobserved) in
         closed.bind(service).fetch_all(pool).await.unwrap()
     {
@@ -57,8 +58,9 @@ async fn of_service(pool: &MySqlPool, service: &str) -> Vec<Row> {
         }
         added.add_window(&window, i64::from(id % 50 == 7));
         changes.add(service, &added, 1);
+        counted.push((id, serde_json::to_string(&added).unwrap()));
     }
-    changes.into_real(Timestamp::from_micros(0))
+    (changes.into_real(Timestamp::from_micros(0)), counted)
 }
 
 fn window(id: i64, service: &str, from: Timestamp, slots: u32, counts: Counts) -> StoredWindow {
@@ -95,6 +97,17 @@ fn slot(window: &StoredWindow, slot: u32) -> CountedSlot {
         slot,
         arrived: (!is_missing).then_some(arrived),
         is_unobserved: is_missing && counts.unobserved > 0,
+    }
+}
+
+async fn insert_counted(pool: &MySqlPool, counted: &[(i64, String)]) {
+    for chunk in counted.chunks(ROWS) {
+        let mut query =
+            QueryBuilder::<MySql>::new("INSERT INTO counted_windows (window_id, epoch, added) ");
+        query.push_values(chunk, |mut values, (id, added)| {
+            values.push_bind(id).push("1").push_bind(added);
+        });
+        query.build().execute(pool).await.unwrap();
     }
 }
 
