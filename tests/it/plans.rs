@@ -89,9 +89,10 @@ async fn fill(connection: &mut MySqlConnection) {
         connection,
         &format!(
             "INSERT INTO windows (id, window_uuid, service_name, status, window_from, window_to, \
-         ends_at, tick_us, expected_reports, received_reports, created_at, updated_at) \
+         ends_at, tick_us, expected_reports, received_reports, created_at, updated_at, closed_at) \
          SELECT {WINDOWS} + i.n + 1, UUID(), 'payments-7', 'CLOSED', i.begins, \
-         i.begins + INTERVAL 2 DAY, i.begins + INTERVAL 2 DAY, 3600000000, 48, 48, NOW(6), NOW(6) \
+         i.begins + INTERVAL 2 DAY, i.begins + INTERVAL 2 DAY, 3600000000, 48, 48, NOW(6), NOW(6), \
+         i.begins + INTERVAL 2 DAY \
          FROM (SELECT n, NOW(6) - INTERVAL 30 DAY - INTERVAL n HOUR AS begins FROM {} l) i",
             numbers(20),
         ),
