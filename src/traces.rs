@@ -53,7 +53,7 @@ pub struct TraceArgs {
           value_parser = secret::<CollectorUrl>(), global = true)]
     pub otlp_endpoint: Option<CollectorUrl>,
 
-    /// Ratio of heartbeats that are traced, 0 to 1
+    /// Share of heartbeats that are traced, 0 to 1
     #[arg(
         long,
         env = "OTEL_TRACES_SAMPLER_ARG",

@@ -22,10 +22,10 @@ use super::table::{Table, Target};
 
 const CLIENTS: usize = 8;
 /// Time between an answer and the next question of a client.
-const PAUSE: Duration = Duration::from_millis(25);
+const PAUSE: Duration = Duration::from_millis(50);
 /// Questions to each endpoint by each client, of which the first ones warm everything up.
-const QUESTIONS: usize = 175;
-const WARM_UP: usize = 25;
+const QUESTIONS: usize = 150;
+const WARM_UP: usize = 20;
 /// Heartbeats that arrive in a second, and time between two pipelines of their sender.
 const RATE: u32 = 1_500;
 const SEND_EVERY: Duration = Duration::from_millis(5);

@@ -202,6 +202,7 @@ async fn ask(api: &Api) {
         "windows?service=payments-7&status=alert".to_owned(),
         "windows?status=alert".to_owned(),
         format!("windows?status=closed&from={from}T00:00:00Z&cursor={next}"),
+        format!("windows?status=closed&to={from}T00:00:00Z"),
         format!("windows/{uuid}"),
         "events".to_owned(),
         format!("events?cursor={events}"),

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::events::{SlotEvent, slot_event};
 use super::push_list;
+use super::windows::in_order;
 use crate::db;
 use crate::monitor::window::WindowStatus;
 use crate::wire::{ServiceName, Timestamp};
@@ -19,7 +20,7 @@ use crate::wire::{ServiceName, Timestamp};
 pub(in crate::monitor) const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
 
 const COLUMNS: &str = "SELECT id, window_uuid, service_name, status, window_from, ends_at, \
-    expected_reports, error_reports, events_kept FROM windows WHERE ";
+    expected_reports, error_reports, events_kept FROM windows ";
 
 /// A window that may hold events that are asked for.
 #[derive(Clone, Debug)]
@@ -58,7 +59,11 @@ pub(in crate::monitor) async fn candidates(
     limit: u32,
 ) -> Result<Vec<Candidate>, db::Error> {
     let mut query = QueryBuilder::<MySql>::new(COLUMNS);
-    query.push("TRUE");
+    // Long windows are few, and have an index of their own.
+    if wanted.long_until.is_none() {
+        query.push(in_order(wanted.service.is_some(), wanted.status.is_some()));
+    }
+    query.push(" WHERE TRUE");
     if let Some(service) = wanted.service {
         query.push(" AND service_name = ").push_bind(service.as_str());
     }
@@ -91,7 +96,7 @@ pub(in crate::monitor) async fn only_candidate(
     uuid: Uuid,
 ) -> Result<Option<Candidate>, db::Error> {
     let mut query = QueryBuilder::<MySql>::new(COLUMNS);
-    query.push("window_uuid = ").push_bind(uuid.to_string());
+    query.push("WHERE window_uuid = ").push_bind(uuid.to_string());
     query.build().fetch_optional(pool).await?.as_ref().map(candidate).transpose()
 }
 
