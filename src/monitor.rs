@@ -51,6 +51,7 @@ use self::closing::ClosingRules;
 use self::ingest::Arrivals;
 use self::lookups::Lookups;
 use self::metrics::Metrics;
+use self::prune::LookedTo;
 use self::repository::Filter;
 use self::retention::RetentionArgs;
 use self::window::StoredWindow;
@@ -149,6 +150,8 @@ pub struct Monitor {
     pub lookups: Arc<Lookups>,
     /// Lists that may be read at a time.
     pub places: Arc<Places>,
+    /// How far pruning has looked through old windows.
+    pub pruned_to: Arc<LookedTo>,
     /// Wakes the sweep when the watermark advances.
     pub wake_sweep: Arc<Notify>,
     /// What keeps the monitor from its work.
@@ -234,6 +237,7 @@ pub async fn serve(
         arrivals: Arc::default(),
         lookups: Arc::default(),
         places: Arc::default(),
+        pruned_to: Arc::default(),
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
         metrics,

@@ -54,13 +54,7 @@ pub struct TraceArgs {
     pub otlp_endpoint: Option<CollectorUrl>,
 
     /// Share of heartbeats that are traced, 0 to 1
-    #[arg(
-        long,
-        env = "OTEL_TRACES_SAMPLER_ARG",
-        default_value = "1",
-        value_name = "RATIO",
-        global = true
-    )]
+    #[arg(long, env = "TRACE_RATIO", default_value = "1", value_name = "RATIO", global = true)]
     pub trace_ratio: Ratio,
 }
 
@@ -68,21 +62,28 @@ impl TraceArgs {
     /// Which heartbeats are traced.
     #[must_use]
     pub fn sampling(&self) -> Sampling {
-        Sampling { least: self.otlp_endpoint.is_some().then(|| self.trace_ratio.least()) }
+        Sampling { least: self.collector().map(|_| self.trace_ratio.least()) }
+    }
+
+    /// Where traces go; none if they are off.
+    fn collector(&self) -> Option<Url> {
+        self.otlp_endpoint.as_ref().and_then(CollectorUrl::traces)
     }
 }
 
-/// Address of a collector: its base, to which the path of a signal is added.
+/// Address of a collector: its base, to which the path of a signal is added. Nothing where it is
+/// empty, as for every OpenTelemetry program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CollectorUrl(Url);
+pub struct CollectorUrl(Option<Url>);
 
 impl CollectorUrl {
     /// Where it takes traces.
     #[must_use]
-    pub fn traces(&self) -> Url {
-        let mut url = self.0.clone();
-        url.set_path(&format!("{}/v1/traces", self.0.path().trim_end_matches('/')));
-        url
+    pub fn traces(&self) -> Option<Url> {
+        let mut url = self.0.clone()?;
+        let path = format!("{}/v1/traces", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+        Some(url)
     }
 }
 
@@ -91,6 +92,9 @@ impl FromStr for CollectorUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const SHAPE: &str = "write it as http://HOST:4318";
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
         let url = Url::parse(text).map_err(|error| format!("{error}; {SHAPE}"))?;
         if !["http", "https"].contains(&url.scheme()) || url.host_str().is_none() {
             return Err(format!("not the address of a collector; {SHAPE}"));
@@ -101,7 +105,7 @@ impl FromStr for CollectorUrl {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(format!("ends with a path; {SHAPE}"));
         }
-        Ok(Self(url))
+        Ok(Self(Some(url)))
     }
 }
 
@@ -212,11 +216,12 @@ impl Traces {
         let values = [["sent"], ["failed"], ["dropped"]];
         let spans = registry.counters(about, ["outcome"], &values);
         let stop = CancellationToken::new();
-        let Some(collector) = &args.otlp_endpoint else {
+        let Some(collector) = args.collector() else {
             return Ok(Self { tracer: None, sending: None, stop });
         };
-        let collector = collector.traces();
-        tracing::info!(%collector, share = %args.trace_ratio, "sending traces");
+        // Without the path, which some use for a token.
+        let origin = collector.origin().ascii_serialization();
+        tracing::info!(collector = origin, share = %args.trace_ratio, "sending traces");
         let export = export::Export::new(&collector, (role, name), &spans)
             .context("preparing to send traces")?;
         let (queue, spans_to_send) = mpsc::channel(MOST_WAITING);
@@ -264,10 +269,10 @@ mod tests {
             ("https://otlp.example.org/otlp", "https://otlp.example.org/otlp/v1/traces"),
             ("http://[::1]:4318/a/", "http://[::1]:4318/a/v1/traces"),
         ] {
-            assert_eq!(text.parse::<CollectorUrl>().unwrap().traces().as_str(), traces);
+            assert_eq!(text.parse::<CollectorUrl>().unwrap().traces().unwrap().as_str(), traces);
         }
+        assert_eq!("".parse::<CollectorUrl>().unwrap().traces(), None);
         for (text, complaint) in [
-            ("", "write it as"),
             ("collector:4318", "not the address of a collector"),
             ("grpc://collector:4317", "not the address of a collector"),
             ("http://me:secret@collector:4318", "OTEL_EXPORTER_OTLP_HEADERS"),

@@ -225,16 +225,15 @@ impl Metrics {
         counters.settled[usize::from(status == WindowStatus::Alert)].inc();
     }
 
-    /// Counts what a step of pruning deleted, and notes since when the oldest windows are over.
-    pub(super) fn pruned(
-        &self,
-        outcome: &prune::Outcome,
-        oldest: [Option<Timestamp>; 2],
-        now: Timestamp,
-    ) {
+    /// Counts what a step of pruning deleted.
+    pub(super) fn pruned(&self, outcome: &prune::Outcome) {
         for (table, rows) in &outcome.deleted {
             self.pruned_rows.with_label_values(&[table]).inc_by(*rows);
         }
+    }
+
+    /// Notes since when the oldest windows are over.
+    pub(super) fn keeps(&self, oldest: [Option<Timestamp>; 2], now: Timestamp) {
         for (age, since) in self.oldest.iter().zip(oldest) {
             match since {
                 Some(since) => age.set(since.until(now)),

@@ -16,7 +16,7 @@
 //! transaction of its own, which happened or did not, whenever a process dies.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -43,6 +43,12 @@ const SLICES_PER_STEP: u64 = 512;
 const SLOTS_PER_STEP: u32 = 20_000;
 /// With more windows than this to count, counting comes first.
 const MOST_MARKS: u32 = 1_000;
+/// A window is not let go that both ledgers are to be asked about so soon: a monitor may be asking them
+/// now, or have failed to. Longer than either is put off for.
+const TO_JUDGE_WITHIN: Duration = Duration::from_hours(1);
+/// How far the clocks of monitor and database may differ. Deleting goes by the clock alone, so that one
+/// that jumps ahead must not decide.
+const CLOCKS_DIFFER: Duration = Duration::from_mins(10);
 
 /// The tables that rows are deleted from.
 pub const TABLES: [&str; 7] = [
@@ -62,6 +68,8 @@ pub struct Outcome {
     pub let_go: usize,
     /// Windows that had not been counted, and are to be.
     pub to_count: usize,
+    /// Windows that are old enough and have to wait, while there may be others behind them.
+    pub passed_over: usize,
     /// Rows that were deleted, by table.
     pub deleted: BTreeMap<&'static str, u64>,
 }
@@ -88,6 +96,7 @@ impl Outcome {
     fn add(&mut self, other: &Self) {
         self.let_go += other.let_go;
         self.to_count += other.to_count;
+        self.passed_over += other.passed_over;
         for (table, rows) in &other.deleted {
             self.count(table, *rows);
         }
@@ -105,7 +114,7 @@ pub async fn run(monitor: Monitor, shutdown: CancellationToken) -> anyhow::Resul
         let began = Instant::now();
         // A transaction that has begun ends by itself, committed or not.
         let outcome = tokio::select! {
-            outcome = prune_once(&monitor, clock::now()) => outcome,
+            outcome = prune_by_the_clock(&monitor) => outcome,
             () = shutdown.cancelled() => return Ok(()),
         };
         pause = match outcome {
@@ -140,25 +149,62 @@ pub async fn prune_all(monitor: &Monitor, now: Timestamp) -> Result<Outcome, db:
     }
 }
 
-/// Does a little of everything that there is to prune, in a few small transactions. Nothing can also
-/// mean that other monitors are at it.
+/// Does a little of everything that there is to prune, in a few small transactions, of which one that
+/// fails keeps no other from its work. Nothing can also mean that other monitors are at it.
 ///
 /// # Errors
-/// When the database does not do its part; what is done by then stays done.
+/// When the database does not do its part; what is done stays done.
 pub async fn prune_once(monitor: &Monitor, now: Timestamp) -> Result<Outcome, db::Error> {
-    let mut outcome = delete_events(monitor).await?;
-    let has_caught_up = outcome.rows() < ROWS_PER_STEP;
+    let mut done = Done::default();
+    done.note(delete_events(monitor).await);
+    let has_caught_up = done.outcome.rows() < ROWS_PER_STEP;
     if let Some(before) = monitor.retention.retain_events.until(now).filter(|_| has_caught_up) {
-        outcome.add(&let_go(monitor, before, now).await?);
+        done.note(let_go(monitor, before, now).await);
     }
     if let Some(before) = monitor.retention.retain_windows.until(now) {
-        outcome.add(&delete_windows(monitor, before).await?);
-        outcome.add(&delete_stray_letters(monitor, before).await?);
+        done.note(delete_windows(monitor, before, now).await);
+        done.note(delete_stray_letters(monitor, before).await);
     }
-    outcome.add(&delete_slices(monitor, now).await?);
+    done.note(delete_slices(monitor, now).await);
+    monitor.metrics.pruned(&done.outcome);
     let oldest = db::patiently(repository::oldest_kept(&monitor.pool)).await?;
-    monitor.metrics.pruned(&outcome, oldest, now);
-    Ok(outcome)
+    monitor.metrics.keeps(oldest, now);
+    done.failure.map_or(Ok(done.outcome), Err)
+}
+
+/// What the stages of a step have done, and how the first failed that did.
+#[derive(Debug, Default)]
+struct Done {
+    outcome: Outcome,
+    failure: Option<db::Error>,
+}
+
+impl Done {
+    fn note(&mut self, stage: Result<Outcome, db::Error>) {
+        match stage {
+            Ok(outcome) => self.outcome.add(&outcome),
+            Err(error) => drop(self.failure.get_or_insert(error)),
+        }
+    }
+}
+
+/// Whether a clock agrees with the database's, so that it may say what is old.
+///
+/// # Errors
+/// When the database does not do its part.
+pub async fn is_clock_right(monitor: &Monitor, now: Timestamp) -> Result<bool, db::Error> {
+    let theirs = db::patiently(repository::database_clock(&monitor.pool)).await?;
+    Ok(now <= theirs.plus(CLOCKS_DIFFER))
+}
+
+async fn prune_by_the_clock(monitor: &Monitor) -> Result<Outcome, db::Error> {
+    let now = clock::now();
+    if is_clock_right(monitor, now).await? {
+        return prune_once(monitor, now).await;
+    }
+    monitor.metrics.prune_failures.inc();
+    tracing::warn!("the clock is ahead of the database's: nothing is pruned; check both clocks");
+    Ok(Outcome::default())
 }
 
 /// Takes the events of some windows out of the ledger, and archives what they have added to the
@@ -168,47 +214,66 @@ async fn let_go(
     before: Timestamp,
     now: Timestamp,
 ) -> Result<Outcome, db::Error> {
-    db::transaction(&monitor.pool, "archive totals", move |connection| {
-        Box::pin(async move {
-            let nothing = Outcome::default();
-            let Some(turn) = repository::take_turn(connection).await? else { return Ok(nothing) };
-            if turn.recounted_to.is_some() {
-                // What a window adds anew is not known yet.
-                return Ok(nothing);
-            }
-            let old = repository::old_windows(connection, before, WINDOWS_PER_STEP).await?;
-            let mut windows = repository::claim_old(connection, &old).await?;
-            // Whoever changes a window has locked it before, so that its mark is seen from here on.
-            let marked = repository::marked(connection, MOST_MARKS).await?;
-            if marked.len() >= MOST_MARKS as usize {
-                return Ok(nothing);
-            }
-            windows.retain(|id, _| !marked.contains(id));
-            let mut slots = 0_u32;
-            windows.retain(|_, window| {
-                let is_first = slots == 0;
-                slots = slots.saturating_add(window.window.slots());
-                is_first || slots <= SLOTS_PER_STEP
-            });
-            let ids: Vec<i64> = windows.keys().copied().collect();
-            let counted = repository::counted(connection, &ids, turn.epoch, now).await?;
-            // Closed by a monitor of a version that does not count, or counted nowhere else.
-            let uncounted: Vec<i64> =
-                ids.into_iter().filter(|id| !counted.contains_key(id)).collect();
-            repository::mark_uncounted(connection, &uncounted).await?;
-            let settled = counted.into_iter().filter_map(|(id, added)| Some((id, added?)));
-            let settled: BTreeMap<i64, _> = settled.collect();
-            let mut changes = Changes::default();
-            for (id, added) in &settled {
-                changes.add(windows[id].window.service.as_str(), added, 1);
-            }
-            let changes = changes.into_real(turn.slices_from);
-            repository::add_totals(connection, Sums::Archived, &changes).await?;
-            repository::let_go(connection, &settled).await?;
-            Ok(Outcome { let_go: settled.len(), to_count: uncounted.len(), ..nothing })
+    let behind = *lock(&monitor.pruned_to);
+    let (outcome, looked_to) =
+        db::long_transaction(&monitor.pool, "archive totals", move |connection| {
+            Box::pin(async move {
+                let nothing = Outcome::default();
+                let Some(turn) = repository::take_turn(connection).await? else {
+                    return Ok((nothing, behind));
+                };
+                if turn.recounted_to.is_some() {
+                    // What a window adds anew is not known yet.
+                    return Ok((nothing, behind));
+                }
+                let old =
+                    repository::old_windows(connection, before, behind, WINDOWS_PER_STEP).await?;
+                let ids: Vec<i64> = old.iter().map(|(id, _)| *id).collect();
+                let mut windows = repository::claim_old(connection, &ids).await?;
+                // Whoever changes a window has locked it before, so that its mark is seen from here on.
+                let Some(marked) = repository::marked(connection, MOST_MARKS).await? else {
+                    return Ok((nothing, behind));
+                };
+                windows.retain(|id, _| !marked.contains(id));
+                let mut slots = 0_u32;
+                windows.retain(|_, window| {
+                    let is_first = slots == 0;
+                    slots = slots.saturating_add(window.window.slots());
+                    is_first || slots <= SLOTS_PER_STEP
+                });
+                let ids: Vec<i64> = windows.keys().copied().collect();
+                let to_judge = now.plus(TO_JUDGE_WITHIN);
+                let counted = repository::counted(connection, &ids, turn.epoch, to_judge).await?;
+                // Closed by a monitor of a version that does not count, or counted nowhere else.
+                let uncounted: Vec<i64> =
+                    ids.into_iter().filter(|id| !counted.contains_key(id)).collect();
+                repository::mark_uncounted(connection, &uncounted).await?;
+                let settled = counted.into_iter().filter_map(|(id, added)| Some((id, added?)));
+                let settled: BTreeMap<i64, _> = settled.collect();
+                let mut changes = Changes::default();
+                for (id, added) in &settled {
+                    changes.add(windows[id].window.service.as_str(), added, 1);
+                }
+                let changes = changes.into_real(turn.slices_from);
+                repository::add_totals(connection, Sums::Archived, &changes).await?;
+                repository::let_go(connection, &settled).await?;
+                // Those that have to wait keep none waiting behind them.
+                let last = old.last().filter(|_| old.len() >= WINDOWS_PER_STEP as usize);
+                let passed_over = last.map_or(0, |_| old.len() - settled.len());
+                let (let_go, to_count) = (settled.len(), uncounted.len());
+                Ok((Outcome { let_go, to_count, passed_over, ..nothing }, last.copied()))
+            })
         })
-    })
-    .await
+        .await?;
+    *lock(&monitor.pruned_to) = looked_to;
+    Ok(outcome)
+}
+
+/// The last window that was looked at, with its age; none when all have been.
+pub type LookedTo = Mutex<Option<(i64, Timestamp)>>;
+
+fn lock(looked_to: &LookedTo) -> MutexGuard<'_, Option<(i64, Timestamp)>> {
+    looked_to.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Deletes some events of windows that were let go.
@@ -233,7 +298,15 @@ async fn delete_events(monitor: &Monitor) -> Result<Outcome, db::Error> {
 }
 
 /// Deletes some windows that have no events any more, with all that refers to them.
-async fn delete_windows(monitor: &Monitor, before: Timestamp) -> Result<Outcome, db::Error> {
+async fn delete_windows(
+    monitor: &Monitor,
+    before: Timestamp,
+    now: Timestamp,
+) -> Result<Outcome, db::Error> {
+    // What is still on its way may be of windows that nobody has heard of yet: they must not be
+    // taken for such that are gone.
+    let watermark = monitor.closing_rules(now).await?.watermark;
+    let before = watermark.map_or(before, |watermark| before.min(watermark));
     let empty = repository::empty_windows(&monitor.pool, before, WINDOWS_PER_STEP);
     let empty = db::patiently(empty).await?;
     if empty.is_empty() {

@@ -54,10 +54,10 @@ pub(super) use pipelines::{
     store_progress, store_report,
 };
 pub(super) use prune::{
-    are_events_kept, claim_empty, claim_old, claim_to_empty, counted, delete_letters_of, delete_of,
-    delete_slices, delete_stray_letters, delete_windows, empty_windows, gone_until,
-    hold_gone_until, hold_kept, let_go, marked, old_windows, oldest_kept, store_gone_until,
-    store_slices_from,
+    are_events_kept, claim_empty, claim_old, claim_to_empty, counted, database_clock,
+    delete_letters_of, delete_of, delete_slices, delete_stray_letters, delete_windows,
+    empty_windows, gone_until, hold_gone_until, hold_kept, let_go, marked, old_windows,
+    oldest_kept, store_gone_until, store_slices_from,
 };
 pub(super) use services::{KnownService, services};
 pub(super) use tallies::{Found, Tally, count_from};

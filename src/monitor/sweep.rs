@@ -106,11 +106,11 @@ pub async fn sweep_all(monitor: &Monitor, now: Timestamp) -> Result<usize, db::E
     }
 }
 
-/// The same by the clock, which goes on while very many windows are closed. Where there are more than
-/// a step takes, two connections close others each, so that neither the database nor this process
-/// stands still while the other works.
+/// The same by the clock, which goes on while very many windows are closed. Where two steps do not do
+/// it, two connections close others each, so that neither the database nor this process stands still
+/// while the other works.
 async fn sweep_by_the_clock(monitor: &Monitor) -> Result<(), db::Error> {
-    if step(monitor, clock::now()).await? >= STEP.windows as usize {
+    if step(monitor, clock::now()).await? > 0 && step(monitor, clock::now()).await? > 0 {
         tokio::try_join!(sweep_the_rest(monitor), sweep_the_rest(monitor))?;
     }
     sweep_the_rest(monitor).await

@@ -1,6 +1,6 @@
 //! Finding and deleting what is kept no longer, a bounded number of rows at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::query_builder::QueryBuilder;
@@ -14,16 +14,33 @@ use crate::monitor::window::StoredWindow;
 use crate::wire::Timestamp;
 
 /// Closed windows whose events are kept and that were over by an instant, oldest first. Those of
-/// which something could not be observed are left until the truth is known.
+/// which something could not be observed are left until the truth is known. `behind` is the last one
+/// of a page before; each comes with the instant at which it was over.
 pub(in crate::monitor) async fn old_windows(
     connection: &mut db::Connection,
     before: Timestamp,
+    behind: Option<(i64, Timestamp)>,
     limit: u32,
-) -> Result<Vec<i64>, db::Error> {
-    let old = "SELECT id FROM windows WHERE events_kept = TRUE AND over_since <= ? \
-         AND unobserved_reports = 0 ORDER BY over_since LIMIT ?";
-    let old = sqlx::query_scalar(old).bind(DateTime::<Utc>::from(before)).bind(limit);
-    Ok(old.fetch_all(connection).await?)
+) -> Result<Vec<(i64, Timestamp)>, db::Error> {
+    let mut query = QueryBuilder::<MySql>::new(
+        "SELECT id, over_since FROM windows WHERE events_kept = TRUE AND over_since <= ",
+    );
+    query.push_bind(DateTime::<Utc>::from(before));
+    if let Some((id, over_since)) = behind {
+        let over_since = DateTime::<Utc>::from(over_since);
+        query.push(" AND over_since >= ").push_bind(over_since);
+        query.push(" AND (over_since > ").push_bind(over_since);
+        query.push(" OR id > ").push_bind(id).push(")");
+    }
+    query.push(" AND unobserved_reports = 0 ORDER BY over_since, id LIMIT ").push_bind(limit);
+    let rows = query.build_query_as::<(i64, DateTime<Utc>)>().fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|(id, over_since)| (id, over_since.into())).collect())
+}
+
+/// What time it is by the database's clock.
+pub(in crate::monitor) async fn database_clock(pool: &MySqlPool) -> Result<Timestamp, db::Error> {
+    let now: DateTime<Utc> = sqlx::query_scalar("SELECT UTC_TIMESTAMP(6)").fetch_one(pool).await?;
+    Ok(now.into())
 }
 
 /// Those of some windows that are still as [`old_windows`] has them, locked; none that another
@@ -52,38 +69,45 @@ pub(in crate::monitor) async fn claim_old(
     Ok(claimed)
 }
 
-/// Windows that are to be counted, also those that were set aside, of so many marks at the most.
+/// Windows that are to be counted, also those that were set aside; none if there are so many marks
+/// beside those.
 pub(in crate::monitor) async fn marked(
     connection: &mut db::Connection,
     most: u32,
-) -> Result<Vec<i64>, db::Error> {
-    let marked = "SELECT window_id FROM uncounted_windows LIMIT ?";
-    Ok(sqlx::query_scalar(marked).bind(most).fetch_all(connection).await?)
+) -> Result<Option<HashSet<i64>>, db::Error> {
+    let waiting = "SELECT COUNT(*) FROM (SELECT 1 FROM uncounted_windows WHERE not_before IS NULL \
+         LIMIT ?) u";
+    let waiting: i64 = sqlx::query_scalar(waiting).bind(most).fetch_one(&mut *connection).await?;
+    if waiting >= most.into() {
+        return Ok(None);
+    }
+    let marked = sqlx::query_scalar("SELECT window_id FROM uncounted_windows");
+    Ok(Some(marked.fetch_all(connection).await?.into_iter().collect()))
 }
 
-/// Those of some windows that have been counted in an epoch; with what they added, unless it is time
-/// to ask why slots of them are missing.
+/// Those of some windows that have been counted in an epoch; with what they added, unless both ledgers
+/// are to be asked by an instant why slots of them are missing, or nobody can read what they added.
 pub(in crate::monitor) async fn counted(
     connection: &mut db::Connection,
     ids: &[i64],
     epoch: i32,
-    now: Timestamp,
+    to_judge: Timestamp,
 ) -> Result<BTreeMap<i64, Option<Added>>, db::Error> {
     let mut found = BTreeMap::new();
     for chunk in chunks(ids) {
         let mut query =
             QueryBuilder::<MySql>::new("SELECT window_id, added, COALESCE(judge_at <= ");
-        query.push_bind(DateTime::<Utc>::from(now));
+        query.push_bind(DateTime::<Utc>::from(to_judge));
         query.push(", FALSE) FROM counted_windows WHERE epoch = ").push_bind(epoch);
         query.push(" AND window_id IN ");
         push_list(&mut query, chunk.iter().copied());
         let rows =
             query.build_query_as::<(i64, String, bool)>().fetch_all(&mut *connection).await?;
         for (id, added, is_to_judge) in rows {
-            let added = serde_json::from_str(&added).map_err(|error| {
-                db::Error::bad_row(format!("table counted_windows, row {id}, added: {error}"))
-            })?;
-            found.insert(id, (!is_to_judge).then_some(added));
+            let added = serde_json::from_str(&added).inspect_err(
+                |error| tracing::error!(window = id, %error, "not pruned: what it added is unreadable"),
+            );
+            found.insert(id, added.ok().filter(|_| !is_to_judge));
         }
     }
     Ok(found)
@@ -153,7 +177,7 @@ pub(in crate::monitor) async fn delete_of(
     Ok(deleted)
 }
 
-/// Windows without events that were over by an instant, oldest first, each with that age.
+/// Windows without events that were over by an instant, oldest first.
 pub(in crate::monitor) async fn empty_windows(
     pool: &MySqlPool,
     before: Timestamp,
@@ -257,22 +281,30 @@ pub(in crate::monitor) async fn delete_windows(
     Ok(deleted)
 }
 
-/// Deletes what is known of dead letters that were set aside before an instant, and belong to no
-/// window that is known.
+/// Deletes what is known of dead letters that belong to no window that is known. Looks at so many of
+/// those that were set aside before an instant, the oldest; the letters of a window go with it.
 pub(in crate::monitor) async fn delete_stray_letters(
     connection: &mut db::Connection,
     before: Timestamp,
     most: u64,
 ) -> Result<u64, db::Error> {
-    let deleted = sqlx::query(
-        "DELETE FROM dead_letters WHERE dead_at <= ? AND NOT EXISTS (SELECT 1 FROM windows w \
-         WHERE w.window_uuid = dead_letters.window_uuid) ORDER BY dead_at LIMIT ?",
-    )
-    .bind(DateTime::<Utc>::from(before))
-    .bind(most)
-    .execute(connection)
-    .await?;
-    Ok(deleted.rows_affected())
+    let stray = "SELECT l.stream, l.stream_id FROM (SELECT stream, stream_id, window_uuid \
+         FROM dead_letters WHERE dead_at <= ? ORDER BY dead_at LIMIT ?) l \
+         LEFT JOIN windows w ON w.window_uuid = l.window_uuid WHERE w.id IS NULL";
+    let stray = sqlx::query_as::<_, (String, String)>(stray);
+    let stray = stray.bind(DateTime::<Utc>::from(before)).bind(most);
+    let mut deleted = 0;
+    for chunk in chunks(&stray.fetch_all(&mut *connection).await?) {
+        let mut query = QueryBuilder::<MySql>::new("DELETE FROM dead_letters WHERE ");
+        let mut keys = query.separated(" OR ");
+        for (stream, stream_id) in chunk {
+            keys.push("(stream = ").push_bind_unseparated(stream);
+            keys.push_unseparated(" AND stream_id = ").push_bind_unseparated(stream_id);
+            keys.push_unseparated(")");
+        }
+        deleted += query.build().execute(&mut *connection).await?.rows_affected();
+    }
+    Ok(deleted)
 }
 
 /// Notes from when on slices are kept and counted. Only whoever has the turn may.

@@ -157,6 +157,7 @@ pub async fn monitor_at(monitor_url: &str, audit_url: &str) -> Monitor {
         arrivals: Arc::default(),
         lookups: Arc::default(),
         places: Arc::default(),
+        pruned_to: Arc::default(),
         wake_sweep: Arc::default(),
         readiness: Readiness::default(),
         metrics: Arc::default(),
