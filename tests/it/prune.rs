@@ -23,20 +23,20 @@ use crate::support::{
 };
 use crate::totals::{any_window, anything, counted, give_up_on_one, ledger};
 
-const DAY: Duration = Duration::from_hours(24);
+pub const DAY: Duration = Duration::from_hours(24);
 /// Tables that hold something of each window.
 const OF_WINDOWS: [&str; 5] =
     ["events", "unscheduled_events", "window_history", "counted_windows", "windows_to_empty"];
 
 /// A window of a service from an instant, with so many slots of 10 s.
-fn window_at(service: &str, from: Timestamp, slots: u32) -> Window {
+pub fn window_at(service: &str, from: Timestamp, slots: u32) -> Window {
     let to = from.plus_micros(i64::from(slots) * Tick::DEFAULT.micros());
     let service = service.parse().unwrap();
     Window::new(Uuid::new_v4(), service, (from, to), Tick::DEFAULT, Rates::default()).unwrap()
 }
 
 /// Announces windows, closes them without the heartbeats of their slots but one, and counts them.
-async fn missed(monitor: &Monitor, windows: &[Window]) {
+pub async fn missed(monitor: &Monitor, windows: &[Window]) {
     let last = windows.iter().map(Window::ends_at).max().unwrap();
     let over = last.plus(Duration::from_mins(1));
     ingest::announce(monitor, windows.iter().map(announcement).collect(), last).await.unwrap();
@@ -57,7 +57,7 @@ async fn totals(monitor: &Monitor, services: &str) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(text)).fetch_all(&monitor.pool).await.unwrap()
 }
 
-async fn rows(monitor: &Monitor, of: &str) -> i64 {
+pub async fn rows(monitor: &Monitor, of: &str) -> i64 {
     let text = format!("SELECT COUNT(*) FROM {of}");
     sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(&monitor.pool).await.unwrap()
 }
@@ -192,7 +192,7 @@ async fn a_late_heartbeat_is_counted_or_refused() {
         }
     };
     let (late, ()) = tokio::join!(ingesting, pruning);
-    assert!(late > 0, "some came before");
+    assert!((1..400).contains(&late), "some came before, some after: {late}");
     counting::count_all(&monitors[1], later).await.unwrap();
     let total = counted(&monitors[1], Span::Day).await;
     assert_eq!(total, [800, 200 + late, 0, 600 - late, 0, late, 0, 0, 200]);
@@ -234,6 +234,7 @@ async fn a_window_that_is_gone_stays_gone() {
     // One that the monitor has never met, and that ended before any was deleted, is taken.
     let unmet = window("payments-a", 2);
     missed(monitor, std::slice::from_ref(&unmet)).await;
+    pipeline::accept(monitor, report(year), year).await.unwrap();
     let pruned = prune::prune_all(monitor, year).await.unwrap();
     assert_eq!((pruned.deleted["windows"], pruned.deleted["window_history"]), (1, 1));
     assert_eq!(pruned.deleted["dead_letters"], 1);

@@ -1,0 +1,97 @@
+//! What pruning waits for, and what it does not let others wait for.
+
+use std::time::Duration;
+
+use heartbeat::clock;
+use heartbeat::monitor::ingest::Outcome;
+use heartbeat::monitor::retention::{Retain, RetentionArgs};
+use heartbeat::monitor::{Monitor, counting, ingest, pipeline, prune};
+use heartbeat::wire::{Timestamp, Window};
+use sqlx::AssertSqlSafe;
+
+use crate::prune::{DAY, missed, rows, window_at};
+use crate::support::{Ground, heartbeat, report, window};
+
+/// Windows that ended long ago, counted and judged; and a time at which they are too old.
+async fn old(monitor: &Monitor, number: usize) -> (Vec<Window>, Timestamp) {
+    let windows: Vec<Window> = (0..number).map(|_| window("payments-a", 2)).collect();
+    missed(monitor, &windows).await;
+    let later = windows[0].ends_at().plus(31 * DAY);
+    counting::count_all(monitor, later).await.unwrap();
+    (windows, later)
+}
+
+async fn run(monitor: &Monitor, statement: &str) {
+    let statement = AssertSqlSafe(statement.to_owned());
+    sqlx::raw_sql(statement).execute(&monitor.pool).await.unwrap();
+}
+
+/// A monitor claims windows, asks both ledgers about them, and stores what they say: in between they
+/// may not be archived with the verdicts of before.
+#[tokio::test]
+async fn what_is_being_judged_is_not_archived() {
+    let monitor = Ground::new().await.monitor().await;
+    let (_, later) = old(&monitor, 3).await;
+    let claimed = later.plus(Duration::from_mins(2));
+    run(&monitor, &format!("UPDATE counted_windows SET judge_at = '{}'", sql(claimed))).await;
+    assert_eq!(prune::prune_all(&monitor, later).await.unwrap().let_go, 0);
+    run(&monitor, "UPDATE counted_windows SET judge_at = NULL").await;
+    assert_eq!(prune::prune_all(&monitor, later).await.unwrap().let_go, 3);
+}
+
+/// More of them have to wait than one step looks at: judged over and over, set aside by counting, or
+/// with rows that nobody can read.
+#[tokio::test]
+async fn what_has_to_wait_keeps_nothing_waiting() {
+    let monitor = Ground::new().await.monitor().await;
+    let (_, later) = old(&monitor, 200).await;
+    run(
+        &monitor,
+        &format!(
+            "UPDATE counted_windows SET judge_at = '{at}' ORDER BY window_id LIMIT 70; \
+             INSERT INTO uncounted_windows (window_id, not_before) SELECT window_id, '{at}' \
+             FROM counted_windows WHERE judge_at > '{at}' ORDER BY window_id LIMIT 70; \
+             UPDATE counted_windows SET added = 'unreadable' ORDER BY window_id DESC LIMIT 1",
+            at = sql(later.plus(Duration::from_mins(1)))
+        ),
+    )
+    .await;
+    let pruned = prune::prune_all(&monitor, later).await.unwrap();
+    assert_eq!(pruned.let_go, 59, "{pruned:?}");
+    assert_eq!(rows(&monitor, "windows WHERE events_kept").await, 141);
+    assert_eq!(pruned.deleted.get("events"), Some(&118));
+}
+
+/// Of a window that nobody has heard of yet, everything may still be in the stream.
+#[tokio::test]
+async fn what_an_outage_holds_up_is_not_taken_for_gone() {
+    let monitor = Ground::new().await.monitor().await;
+    let day = Retain::For(DAY);
+    let retention = RetentionArgs { retain_events: day, retain_windows: day };
+    let monitor = Monitor { retention, ..monitor };
+    let (windows, later) = old(&monitor, 2).await;
+    let from = windows[0].ends_at();
+    pipeline::accept(&monitor, report(from.plus(DAY)), later).await.unwrap();
+    let pruned = prune::prune_all(&monitor, later).await.unwrap();
+    assert_eq!(pruned.deleted.get("windows"), Some(&2), "{pruned:?}");
+    let held_up = window_at("payments-b", from.plus(2 * DAY), 2);
+    let sent = vec![heartbeat(&held_up, 0)];
+    assert_eq!(ingest::ingest(&monitor, sent, later).await.unwrap(), [Outcome::Recorded]);
+}
+
+/// What is old goes by the clock alone, so that one that jumps ahead must not say it.
+#[tokio::test]
+async fn a_clock_that_is_ahead_of_the_databases_prunes_nothing() {
+    let monitor = Ground::new().await.monitor().await;
+    let now = clock::now();
+    for (minutes, is_right) in [(0, true), (9, true), (11, false), (60 * 24 * 31, false)] {
+        let at = now.plus(Duration::from_mins(minutes));
+        assert_eq!(prune::is_clock_right(&monitor, at).await.unwrap(), is_right, "{minutes}");
+    }
+    assert!(prune::is_clock_right(&monitor, now.minus(31 * DAY)).await.unwrap());
+}
+
+/// An instant as both databases write it.
+fn sql(at: Timestamp) -> String {
+    at.to_string().replace('T', " ").replace('Z', "")
+}
