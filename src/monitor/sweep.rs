@@ -113,7 +113,7 @@ async fn sweep_by_the_clock(monitor: &Monitor) -> Result<(), db::Error> {
     if step(monitor, clock::now()).await? > 0 && step(monitor, clock::now()).await? > 0 {
         tokio::try_join!(sweep_the_rest(monitor), sweep_the_rest(monitor))?;
     }
-    sweep_the_rest(monitor).await
+    Ok(())
 }
 
 async fn sweep_the_rest(monitor: &Monitor) -> Result<(), db::Error> {
