@@ -349,13 +349,16 @@ async fn what_is_not_decided_is_kept() {
     let pruned = prune::prune_all(&monitor, later).await.unwrap();
     assert_eq!((pruned.let_go, pruned.deleted.get("events")), (0, None));
     assert_eq!((rows(&monitor, "windows").await, rows(&monitor, "events").await), (2, 4));
-    let forever = RetentionArgs { retain_events: Retain::Forever, ..monitor.retention };
+    let (kept, retention) = (Retain::Forever, monitor.retention);
+    let forever = RetentionArgs { retain_events: kept, retain_windows: kept };
     let monitor = Monitor { retention: forever, ..monitor };
     pipeline::accept(&monitor, report(later), later).await.unwrap();
     sweep::sweep_all(&monitor, later).await.unwrap();
     let much_later = later.plus(DAY);
     counting::count_all(&monitor, much_later).await.unwrap();
     assert_eq!(prune::prune_all(&monitor, much_later).await.unwrap().let_go, 0);
+    let monitor = Monitor { retention, ..monitor };
+    assert_eq!(prune::prune_all(&monitor, much_later.plus(31 * DAY)).await.unwrap().let_go, 2);
 }
 
 /// A window of many slots goes in many steps. Whatever stops in between, the rest is as it was, and
