@@ -5,7 +5,8 @@
 //! [`deliver`] carries a batch through to its acknowledgement, [`forward`] speaks HTTP and says
 //! what an answer means. [`gate`] stops the reading while the monitor is away, [`concurrency`] says how
 //! much may be under way, [`held`] keeps the leases on everything in flight, [`report`] tells the
-//! monitor how far delivery has come, [`metrics`] counts, [`trace`] records. Any number of relays may share a group.
+//! monitor how far delivery has come, [`metrics`] counts, [`trace`] records. Any number of relays may
+//! share a group.
 
 pub mod concurrency;
 pub mod consume;

@@ -289,8 +289,8 @@ GUARDS = [
         "what a window added is archived before its events go",
         "retention",
         "src/monitor/prune.rs",
-        "            repository::add_totals(connection, Sums::Archived, &changes).await?;\n",
-        "            drop(changes);\n",
+        "    repository::add_totals(connection, Sums::Archived, &changes).await?;\n",
+        "    drop(changes);\n",
         "it prune::totals_survive_pruning_while_heartbeats_arrive",
     ),
     Guard(
@@ -332,8 +332,8 @@ GUARDS = [
         "old windows that wait are passed over",
         "retention",
         "src/monitor/prune.rs",
-        "passed_over, ..nothing }, last.copied())",
-        "passed_over, ..nothing }, last.copied().filter(|(id, _)| *id < 0))",
+        "passed_over, ..outcome }, last.copied())",
+        "passed_over, ..outcome }, last.copied().filter(|(id, _)| *id < 0))",
         "it prune_waits::what_has_to_wait_keeps_nothing_waiting",
     ),
     Guard(

@@ -23,9 +23,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Monitor;
-use super::repository::{self, Sums};
+use super::repository::{self, Sums, Turn};
 use super::retention::SLICES_KEPT;
 use super::totals::{Changes, Span};
+use super::window::StoredWindow;
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
@@ -218,13 +219,11 @@ async fn let_go(
     let (outcome, looked_to) =
         db::long_transaction(&monitor.pool, "archive totals", move |connection| {
             Box::pin(async move {
-                let nothing = Outcome::default();
-                let Some(turn) = repository::take_turn(connection).await? else {
-                    return Ok((nothing, behind));
-                };
+                let stays = (Outcome::default(), behind);
+                let Some(turn) = repository::take_turn(connection).await? else { return Ok(stays) };
                 if turn.recounted_to.is_some() {
                     // What a window adds anew is not known yet.
-                    return Ok((nothing, behind));
+                    return Ok(stays);
                 }
                 let old =
                     repository::old_windows(connection, before, behind, WINDOWS_PER_STEP).await?;
@@ -232,41 +231,57 @@ async fn let_go(
                 let mut windows = repository::claim_old(connection, &ids).await?;
                 // Whoever changes a window has locked it before, so that its mark is seen from here on.
                 let Some(marked) = repository::marked(connection, MOST_MARKS).await? else {
-                    return Ok((nothing, behind));
+                    return Ok(stays);
                 };
                 windows.retain(|id, _| !marked.contains(id));
-                let mut slots = 0_u32;
-                windows.retain(|_, window| {
-                    let is_first = slots == 0;
-                    slots = slots.saturating_add(window.window.slots());
-                    is_first || slots <= SLOTS_PER_STEP
-                });
-                let ids: Vec<i64> = windows.keys().copied().collect();
-                let to_judge = now.plus(TO_JUDGE_WITHIN);
-                let counted = repository::counted(connection, &ids, turn.epoch, to_judge).await?;
-                // Closed by a monitor of a version that does not count, or counted nowhere else.
-                let uncounted: Vec<i64> =
-                    ids.into_iter().filter(|id| !counted.contains_key(id)).collect();
-                repository::mark_uncounted(connection, &uncounted).await?;
-                let settled = counted.into_iter().filter_map(|(id, added)| Some((id, added?)));
-                let settled: BTreeMap<i64, _> = settled.collect();
-                let mut changes = Changes::default();
-                for (id, added) in &settled {
-                    changes.add(windows[id].window.service.as_str(), added, 1);
+                let (outcome, is_cut) = archive(connection, &windows, turn, now).await?;
+                if is_cut {
+                    // Those that are archived are not found again, and the rest is next.
+                    return Ok((outcome, behind));
                 }
-                let changes = changes.into_real(turn.slices_from);
-                repository::add_totals(connection, Sums::Archived, &changes).await?;
-                repository::let_go(connection, &settled).await?;
                 // Those that have to wait keep none waiting behind them.
                 let last = old.last().filter(|_| old.len() >= WINDOWS_PER_STEP as usize);
-                let passed_over = last.map_or(0, |_| old.len() - settled.len());
-                let (let_go, to_count) = (settled.len(), uncounted.len());
-                Ok((Outcome { let_go, to_count, passed_over, ..nothing }, last.copied()))
+                let passed_over = last.map_or(0, |_| old.len() - outcome.let_go);
+                Ok((Outcome { passed_over, ..outcome }, last.copied()))
             })
         })
         .await?;
     *lock(&monitor.pruned_to) = looked_to;
     Ok(outcome)
+}
+
+/// Archives what those of some windows have added that are counted and judged, and lets them go, as
+/// far as their slots are not too many. Answers also whether they are.
+async fn archive(
+    connection: &mut db::Connection,
+    windows: &BTreeMap<i64, StoredWindow>,
+    turn: Turn,
+    now: Timestamp,
+) -> Result<(Outcome, bool), db::Error> {
+    let ids: Vec<i64> = windows.keys().copied().collect();
+    let to_judge = now.plus(TO_JUDGE_WITHIN);
+    let counted = repository::counted(connection, &ids, turn.epoch, to_judge).await?;
+    // Closed by a monitor of a version that does not count, or counted nowhere else.
+    let uncounted: Vec<i64> = ids.into_iter().filter(|id| !counted.contains_key(id)).collect();
+    repository::mark_uncounted(connection, &uncounted).await?;
+    let settled = counted.into_iter().filter_map(|(id, added)| Some((id, added?)));
+    let mut settled: BTreeMap<i64, _> = settled.collect();
+    let found = settled.len();
+    let mut slots = 0_u32;
+    settled.retain(|id, _| {
+        let is_first = slots == 0;
+        slots = slots.saturating_add(windows[id].window.slots());
+        is_first || slots <= SLOTS_PER_STEP
+    });
+    let mut changes = Changes::default();
+    for (id, added) in &settled {
+        changes.add(windows[id].window.service.as_str(), added, 1);
+    }
+    let changes = changes.into_real(turn.slices_from);
+    repository::add_totals(connection, Sums::Archived, &changes).await?;
+    repository::let_go(connection, &settled).await?;
+    let (let_go, to_count) = (settled.len(), uncounted.len());
+    Ok((Outcome { let_go, to_count, ..Outcome::default() }, let_go < found))
 }
 
 /// The last window that was looked at, with its age; none when all have been.

@@ -40,6 +40,7 @@ mod pipeline;
 mod pipeline_api;
 mod plans;
 mod prune;
+mod prune_stops;
 mod prune_waits;
 mod query_api;
 mod reading;

@@ -7,7 +7,7 @@ use heartbeat::monitor::ingest::Outcome;
 use heartbeat::monitor::retention::{Retain, RetentionArgs};
 use heartbeat::monitor::totals::{Count, Span};
 use heartbeat::monitor::{Monitor, counting, ingest, pipeline, prune, sweep};
-use heartbeat::wire::{Announcement, DeadLetterReport, Heartbeat, PipelineReport, Rates, Tick};
+use heartbeat::wire::{DeadLetterReport, Heartbeat, PipelineReport, Rates, Tick};
 use heartbeat::wire::{Timestamp, Window};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -18,10 +18,9 @@ use uuid::Uuid;
 
 use crate::explain::explain;
 use crate::support::{
-    Api, Ground, Process, Scrape, announcement, at, entry_id, error, eventually, heartbeat, report,
-    window,
+    Api, Ground, Process, announcement, entry_id, error, heartbeat, report, window,
 };
-use crate::totals::{any_window, anything, counted, give_up_on_one, ledger};
+use crate::totals::{any_window, anything, counted};
 
 pub const DAY: Duration = Duration::from_hours(24);
 /// Tables that hold something of each window.
@@ -47,7 +46,7 @@ pub async fn missed(monitor: &Monitor, windows: &[Window]) {
 }
 
 /// The totals of services by hour and day, as text.
-async fn totals(monitor: &Monitor, services: &str) -> Vec<String> {
+pub async fn totals(monitor: &Monitor, services: &str) -> Vec<String> {
     let counts = Count::ALL.map(Count::name).join(", ");
     let text = format!(
         "SELECT CAST(CONCAT_WS(' | ', span, service_name, begins_at, {counts}, verdicts, latencies) \
@@ -63,7 +62,7 @@ pub async fn rows(monitor: &Monitor, of: &str) -> i64 {
 }
 
 /// Rows of events whose window is gone, or whose events are said to be gone.
-async fn leftovers(monitor: &Monitor) -> i64 {
+pub async fn leftovers(monitor: &Monitor) -> i64 {
     let mut found = 0;
     for table in OF_WINDOWS {
         let gone = if table == "window_history" { "" } else { "OR w.events_kept = FALSE" };
@@ -330,114 +329,4 @@ async fn a_window_without_events_says_so() {
         "{out}"
     );
     assert!(out.contains("2 slots are not judged: their events are no longer kept."), "{out}");
-}
-
-/// Neither an open window, nor one of which something could not be observed, however old.
-#[tokio::test]
-async fn what_is_not_decided_is_kept() {
-    let monitor = Ground::new().await.monitor().await;
-    let monitor = Monitor { max_hold: Duration::ZERO, ..monitor };
-    let open = window("payments-a", 2);
-    let told = Announcement { stream_id: Some(entry_id(open.from())), ..announcement(&open) };
-    pipeline::accept(&monitor, report(at("2026-11-21T09:00:00Z")), open.from()).await.unwrap();
-    give_up_on_one(&monitor, open.from()).await;
-    ingest::announce(&monitor, vec![told], open.from()).await.unwrap();
-    ingest::ingest(&monitor, vec![heartbeat(&open, 0)], open.from()).await.unwrap();
-    assert_eq!(rows(&monitor, "windows WHERE unobserved_reports > 0").await, 1);
-    let later = open.ends_at().plus(1_000 * DAY);
-    counting::count_all(&monitor, later).await.unwrap();
-    let pruned = prune::prune_all(&monitor, later).await.unwrap();
-    assert_eq!((pruned.let_go, pruned.deleted.get("events")), (0, None));
-    assert_eq!((rows(&monitor, "windows").await, rows(&monitor, "events").await), (2, 4));
-    let (kept, retention) = (Retain::Forever, monitor.retention);
-    let forever = RetentionArgs { retain_events: kept, retain_windows: kept };
-    let monitor = Monitor { retention: forever, ..monitor };
-    pipeline::accept(&monitor, report(later), later).await.unwrap();
-    sweep::sweep_all(&monitor, later).await.unwrap();
-    let much_later = later.plus(DAY);
-    counting::count_all(&monitor, much_later).await.unwrap();
-    assert_eq!(prune::prune_all(&monitor, much_later).await.unwrap().let_go, 0);
-    let monitor = Monitor { retention, ..monitor };
-    assert_eq!(prune::prune_all(&monitor, much_later.plus(31 * DAY)).await.unwrap().let_go, 2);
-}
-
-/// A window of many slots goes in many steps. Whatever stops in between, the rest is as it was, and
-/// another monitor goes on.
-#[tokio::test]
-async fn a_step_is_small_and_happens_or_does_not() {
-    let ground = Ground::new().await;
-    let (monitor, other) = (ground.monitor().await, ground.monitor().await);
-    let large = window("payments-a", 5_000);
-    missed(&monitor, std::slice::from_ref(&large)).await;
-    let later = large.ends_at().plus(31 * DAY);
-    counting::count_all(&monitor, later).await.unwrap();
-    let before = totals(&monitor, "'', 'payments-a'").await;
-    let run = async |statement| sqlx::raw_sql(statement).execute(&monitor.pool).await.unwrap();
-    // The last statement of the transaction that archives, as if the process died before it.
-    run("CREATE TRIGGER stop BEFORE DELETE ON counted_windows FOR EACH ROW \
-         SIGNAL SQLSTATE '45000'")
-    .await;
-    assert!(prune::prune_once(&monitor, later).await.is_err());
-    run("DROP TRIGGER stop").await;
-    assert_eq!(rows(&monitor, "windows_to_empty").await, 0);
-    assert_eq!(rows(&monitor, "archived_totals").await, 0);
-    assert_eq!(rows(&monitor, "windows WHERE events_kept").await, 1);
-    assert_eq!(ledger(&monitor).await[0], 5_000);
-
-    let first = prune::prune_once(&monitor, later).await.unwrap();
-    assert_eq!((first.let_go, first.deleted.get("events")), (1, None), "{first:?}");
-    let mut steps = 0;
-    while rows(&other, "windows_to_empty").await > 0 {
-        // The caller gives up, and the transaction ends by itself.
-        let step = prune::prune_once(&other, later);
-        drop(tokio::time::timeout(Duration::from_millis(1), step).await);
-        let step = prune::prune_once(&monitor, later).await.unwrap();
-        assert!(step.deleted.get("events").is_none_or(|rows| *rows <= 2_000), "{step:?}");
-        steps += 1;
-    }
-    assert!(steps >= 2, "{steps}");
-    prune::prune_all(&monitor, later).await.unwrap();
-    assert_eq!((rows(&monitor, "events").await, leftovers(&monitor).await), (0, 0));
-    assert_eq!(totals(&monitor, "'', 'payments-a'").await, before);
-    assert_eq!(rows(&monitor, "report_totals WHERE span = 'slice'").await, 0);
-}
-
-/// A monitor that is killed while it prunes, one that is told to stop, and one that finishes.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn monitors_that_die_or_stop_leave_nothing_half_done() {
-    let ground = Ground::new().await;
-    let monitor = ground.monitor().await;
-    let from = clock::now().minus(40 * DAY);
-    let windows: Vec<Window> = (0..600).map(|_| window_at("payments-a", from, 100)).collect();
-    missed(&monitor, &windows).await;
-    counting::count_all(&monitor, clock::now()).await.unwrap();
-    let (before, all) = (totals(&monitor, "''").await, rows(&monitor, "events").await);
-    let left = async |fewer: i64| {
-        eventually("some is pruned", async || {
-            let left = rows(&monitor, "events").await;
-            (left < fewer).then_some(left)
-        })
-        .await
-    };
-    let process = Process::monitor(&ground, &[]).await;
-    let first = left(all - 4_000).await;
-    process.kill().await;
-    assert!(first > 4_000, "{first} left: it was killed at work");
-    let process = Process::monitor(&ground, &[]).await;
-    let pruned = "heartbeat_monitor_pruned_rows_total{table=\"events\"}";
-    eventually("it is counted", async || {
-        (Scrape::role(&process).await.get(pruned) > 0.0).then_some(())
-    })
-    .await;
-    let oldest = "heartbeat_monitor_oldest_kept_age_seconds{of=\"windows\"}";
-    let age = Scrape::role(&process).await.get(oldest);
-    assert!((39.0 * 86_400.0..41.0 * 86_400.0).contains(&age), "{age}");
-    let (status, took) = process.terminate().await;
-    assert!(status.success() && took < Duration::from_secs(5), "{status} {took:?}");
-    prune::prune_all(&monitor, clock::now()).await.unwrap();
-    assert_eq!((rows(&monitor, "events").await, leftovers(&monitor).await), (0, 0));
-    assert_eq!(totals(&monitor, "''").await, before);
-    counting::rebuild(&monitor).await.unwrap();
-    counting::count_all(&monitor, clock::now()).await.unwrap();
-    assert_eq!(totals(&monitor, "''").await, before);
 }

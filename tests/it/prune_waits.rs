@@ -5,12 +5,13 @@ use std::time::Duration;
 use heartbeat::clock;
 use heartbeat::monitor::ingest::Outcome;
 use heartbeat::monitor::retention::{Retain, RetentionArgs};
-use heartbeat::monitor::{Monitor, counting, ingest, pipeline, prune};
-use heartbeat::wire::{Timestamp, Window};
+use heartbeat::monitor::{Monitor, counting, ingest, pipeline, prune, sweep};
+use heartbeat::wire::{Announcement, Timestamp, Window};
 use sqlx::AssertSqlSafe;
 
 use crate::prune::{DAY, missed, rows, window_at};
-use crate::support::{Ground, heartbeat, report, window};
+use crate::support::{Ground, announcement, at, entry_id, heartbeat, report, window};
+use crate::totals::give_up_on_one;
 
 /// Windows that ended long ago, counted and judged; and a time at which they are too old.
 async fn old(monitor: &Monitor, number: usize) -> (Vec<Window>, Timestamp) {
@@ -24,6 +25,35 @@ async fn old(monitor: &Monitor, number: usize) -> (Vec<Window>, Timestamp) {
 async fn run(monitor: &Monitor, statement: &str) {
     let statement = AssertSqlSafe(statement.to_owned());
     sqlx::raw_sql(statement).execute(&monitor.pool).await.unwrap();
+}
+
+/// Neither an open window, nor one of which something could not be observed, however old.
+#[tokio::test]
+async fn what_is_not_decided_is_kept() {
+    let monitor = Ground::new().await.monitor().await;
+    let monitor = Monitor { max_hold: Duration::ZERO, ..monitor };
+    let open = window("payments-a", 2);
+    let told = Announcement { stream_id: Some(entry_id(open.from())), ..announcement(&open) };
+    pipeline::accept(&monitor, report(at("2026-11-21T09:00:00Z")), open.from()).await.unwrap();
+    give_up_on_one(&monitor, open.from()).await;
+    ingest::announce(&monitor, vec![told], open.from()).await.unwrap();
+    ingest::ingest(&monitor, vec![heartbeat(&open, 0)], open.from()).await.unwrap();
+    assert_eq!(rows(&monitor, "windows WHERE unobserved_reports > 0").await, 1);
+    let later = open.ends_at().plus(1_000 * DAY);
+    counting::count_all(&monitor, later).await.unwrap();
+    let pruned = prune::prune_all(&monitor, later).await.unwrap();
+    assert_eq!((pruned.let_go, pruned.deleted.get("events")), (0, None));
+    assert_eq!((rows(&monitor, "windows").await, rows(&monitor, "events").await), (2, 4));
+    let (kept, retention) = (Retain::Forever, monitor.retention);
+    let forever = RetentionArgs { retain_events: kept, retain_windows: kept };
+    let monitor = Monitor { retention: forever, ..monitor };
+    pipeline::accept(&monitor, report(later), later).await.unwrap();
+    sweep::sweep_all(&monitor, later).await.unwrap();
+    let much_later = later.plus(DAY);
+    counting::count_all(&monitor, much_later).await.unwrap();
+    assert_eq!(prune::prune_all(&monitor, much_later).await.unwrap().let_go, 0);
+    let monitor = Monitor { retention, ..monitor };
+    assert_eq!(prune::prune_all(&monitor, much_later.plus(31 * DAY)).await.unwrap().let_go, 2);
 }
 
 /// A monitor claims windows, asks both ledgers about them, and stores what they say: in between they
@@ -60,6 +90,22 @@ async fn what_has_to_wait_keeps_nothing_waiting() {
     assert_eq!(pruned.let_go, 59, "{pruned:?}");
     assert_eq!(rows(&monitor, "windows WHERE events_kept").await, 141);
     assert_eq!(pruned.deleted.get("events"), Some(&118));
+}
+
+/// Windows of many slots fill a step before all that it looks at are archived: the rest is next.
+#[tokio::test]
+async fn what_a_step_has_no_room_for_is_next() {
+    let monitor = Ground::new().await.monitor().await;
+    let windows: Vec<Window> = (0..66).map(|_| window("payments-a", 400)).collect();
+    missed(&monitor, &windows).await;
+    let later = windows[0].ends_at().plus(31 * DAY);
+    counting::count_all(&monitor, later).await.unwrap();
+    let mut steps = Vec::new();
+    while steps.iter().sum::<usize>() < 66 {
+        let step = prune::prune_once(&monitor, later).await.unwrap();
+        steps.extend((step.let_go > 0).then_some(step.let_go));
+    }
+    assert_eq!(steps, [50, 16]);
 }
 
 /// Of a window that nobody has heard of yet, everything may still be in the stream.
