@@ -39,7 +39,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use sqlx::MySqlPool;
+use sqlx::pool::PoolConnection;
+use sqlx::{MySql, MySqlPool};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -163,12 +164,25 @@ pub struct Monitor {
 }
 
 impl Monitor {
+    /// A connection for several questions: the pool asks the server twice more for each that it is
+    /// asked itself.
+    ///
+    /// # Errors
+    /// When none is free or can be opened in time.
+    async fn connection(&self) -> Result<PoolConnection<MySql>, db::Error> {
+        Ok(self.pool.acquire().await?)
+    }
+
     /// What decides now whether windows may close.
     ///
     /// # Errors
     /// When the database does not do its part.
     pub async fn closing_rules(&self, now: Timestamp) -> Result<ClosingRules, db::Error> {
-        let (watermark, running_us) = db::patiently(repository::low_watermark(&self.pool)).await?;
+        let reading = async {
+            let mut connection = self.connection().await?;
+            repository::low_watermark(&mut connection).await
+        };
+        let (watermark, running_us) = db::patiently(reading).await?;
         let (grace, max_hold) = (self.grace, self.max_hold);
         Ok(ClosingRules { now, watermark, running_us, grace, max_hold })
     }
@@ -194,7 +208,8 @@ pub async fn run(
 /// # Errors
 /// When the database does not do its part.
 pub async fn latest_windows(pool: &MySqlPool, limit: u32) -> Result<Vec<StoredWindow>, db::Error> {
-    Ok(repository::list_windows(pool, &Filter::default(), limit).await?.0)
+    let mut connection = pool.acquire().await?;
+    Ok(repository::list_windows(&mut connection, &Filter::default(), limit).await?.0)
 }
 
 async fn connect(args: &MonitorArgs) -> anyhow::Result<MySqlPool> {

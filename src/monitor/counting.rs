@@ -159,7 +159,7 @@ async fn mark_more(connection: &mut db::Connection, turn: Turn) -> Result<usize,
 /// how many marks it is done with.
 async fn count_one_by_one(monitor: &Monitor, now: Timestamp) -> Result<usize, db::Error> {
     let waiting = db::patiently(async {
-        let mut connection = monitor.pool.acquire().await?;
+        let mut connection = monitor.connection().await?;
         repository::marks(&mut connection, WINDOWS_PER_STEP, now).await
     })
     .await?;

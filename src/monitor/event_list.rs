@@ -113,10 +113,10 @@ pub(super) async fn page(
     wanted: &Wanted,
     limit: u32,
 ) -> Result<Page, db::Error> {
-    let pool = &monitor.pool;
-    let mut listing = Listing::new(monitor, wanted, limit);
+    let mut connection = monitor.connection().await?;
+    let mut listing = Listing::new(&mut connection, wanted, limit);
     if let Some(uuid) = wanted.window {
-        let found = repository::only_candidate(pool, uuid).await?;
+        let found = repository::only_candidate(listing.connection, uuid).await?;
         let is_of = |service: &ServiceName, window: &Candidate| service.as_str() == window.service;
         let found = found.filter(|window| {
             window.events_kept
@@ -139,7 +139,7 @@ pub(super) async fn page(
         return Ok(listing.page);
     };
     // No window that starts before reaches as far, but for the long ones.
-    let longest_us = repository::longest_window_us(pool).await?;
+    let longest_us = repository::longest_window_us(listing.connection).await?;
     let after = from.plus_micros(-longest_us.min(repository::DAY_US));
     let goes_on = listing.read_from(Candidates { after: Some(after), ..all.clone() }).await?;
     if goes_on && longest_us > repository::DAY_US {
@@ -150,9 +150,9 @@ pub(super) async fn page(
 }
 
 /// A page in the making.
-struct Listing<'m> {
-    monitor: &'m Monitor,
-    wanted: &'m Wanted,
+struct Listing<'l> {
+    connection: &'l mut db::Connection,
+    wanted: &'l Wanted,
     filter: EventFilter,
     limit: usize,
     /// Where the page begins, and from then on what has been looked at.
@@ -162,28 +162,36 @@ struct Listing<'m> {
     page: Page,
 }
 
-impl<'m> Listing<'m> {
-    fn new(monitor: &'m Monitor, wanted: &'m Wanted, limit: u32) -> Self {
+impl<'l> Listing<'l> {
+    fn new(connection: &'l mut db::Connection, wanted: &'l Wanted, limit: u32) -> Self {
         let status = wanted.status.map(EventStatus::as_sql);
         let filter = EventFilter { status, from: wanted.from, to: wanted.to };
         let (limit, page) = (limit as usize, Page::default());
-        Self { monitor, wanted, filter, limit, done: wanted.after, windows: 0, slots: 0, page }
+        Self { connection, wanted, filter, limit, done: wanted.after, windows: 0, slots: 0, page }
     }
 
     /// Looks at windows from the latest start to the earliest. Answers whether to go on.
     async fn read_from(&mut self, mut candidates: Candidates<'_>) -> Result<bool, db::Error> {
         let mut number = FIRST_WINDOWS;
         loop {
-            let windows = repository::candidates(&self.monitor.pool, &candidates, number).await?;
+            let windows = repository::candidates(self.connection, &candidates, number).await?;
             if !self.read_all(&windows).await? {
                 return Ok(false);
             }
-            match windows.last().filter(|_| windows.len() >= number as usize) {
-                // Asked for again with those behind it, it is known to have been looked at.
-                Some(last) => candidates.begin = Some(self.skip(last)),
-                None => return Ok(true),
+            let Some(last) = windows.last().filter(|_| windows.len() >= number as usize) else {
+                return Ok(true);
+            };
+            // Asked for again with those behind it, it is known to have been looked at.
+            let place = self.skip(last);
+            (candidates.begin, number) = if last.events_kept {
+                (Some(place), MORE_WINDOWS)
+            } else {
+                let next = repository::next_with_events(self.connection, place).await?;
+                (next, FIRST_WINDOWS)
+            };
+            if candidates.begin.is_none() {
+                return Ok(true);
             }
-            number = MORE_WINDOWS;
         }
     }
 
@@ -256,8 +264,9 @@ impl<'m> Listing<'m> {
         let start = end.saturating_sub(MOST_SLOTS.saturating_sub(self.slots).max(1));
         // One more than there is room for shows whether there is a next page.
         let room = u32::try_from(self.limit + 1 - self.page.events.len()).unwrap_or(u32::MAX);
-        let (pool, filter) = (&self.monitor.pool, &self.filter);
-        let events = repository::events_of_one(pool, window.id, start..end, filter, room).await?;
+        let (id, slots) = (window.id, start..end);
+        let events =
+            repository::events_of_one(self.connection, id, slots, &self.filter, room).await?;
         self.slots = self.slots.saturating_add(end - start);
         if !self.add(window, events) {
             return Ok(false);
@@ -270,8 +279,7 @@ impl<'m> Listing<'m> {
 
     async fn read_several(&mut self, windows: &[&Candidate]) -> Result<bool, db::Error> {
         let ids: Vec<i64> = windows.iter().map(|window| window.id).collect();
-        let pool = &self.monitor.pool;
-        let mut events = repository::events_of_several(pool, &ids, &self.filter).await?;
+        let mut events = repository::events_of_several(self.connection, &ids, &self.filter).await?;
         for window in windows {
             self.slots = self.slots.saturating_add(window.slots);
             if !self.add(window, events.remove(&window.id).unwrap_or_default()) {

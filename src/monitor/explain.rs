@@ -47,16 +47,22 @@ pub(super) async fn explain(
     stored: &StoredWindow,
     now: Timestamp,
 ) -> Result<Explained, db::Error> {
-    let delivery = delivery(monitor, &stored.window).await?;
-    let events = repository::slot_events(&monitor.pool, stored.id).await?;
+    let mut connection = monitor.connection().await?;
+    let delivery = delivery(&mut connection, &stored.window).await?;
+    let events = repository::slot_events(&mut connection, stored.id).await?;
     // Asked after the events, so that none of them had been deleted when they were read.
     if may_be_pruned(stored.window.ends_at(), now)
-        && !repository::are_events_kept(&monitor.pool, stored.id).await?
+        && !repository::are_events_kept(&mut connection, stored.id).await?
     {
         return Ok(Explained { slots: Vec::new(), audit: "not_asked", events_kept: false });
     }
+    let uuid = stored.window.uuid;
+    let letters = Letters::new(repository::dead_heartbeats(&mut connection, uuid).await?);
+    // An audit may let us wait.
+    drop(connection);
     let clock_offset_us = stored.clock_offset_us.unwrap_or(0);
-    compare(monitor, (&stored.window, clock_offset_us), events, delivery, now).await
+    let ledger = Ledger { delivery, events, letters };
+    Ok(compare(monitor, (&stored.window, clock_offset_us), ledger, now).await)
 }
 
 /// Explains a window that only an audit knows; none if the monitor has heard of it after all.
@@ -68,23 +74,33 @@ pub(super) async fn explain_unheard(
     window: &Window,
     now: Timestamp,
 ) -> Result<Option<Explained>, db::Error> {
-    let delivery = delivery(monitor, window).await?;
+    let mut connection = monitor.connection().await?;
+    let delivery = delivery(&mut connection, window).await?;
     // Asked where others look for its events, and for the same reason after the watermark.
-    let heard = repository::windows_by_uuid(&monitor.pool, &[window.uuid]).await?;
+    let heard = repository::windows_by_uuid(&mut connection, &[window.uuid]).await?;
     if !heard.is_empty() {
         return Ok(None);
     }
-    compare(monitor, (window, 0), HashMap::new(), delivery, now).await.map(Some)
+    let letters = Letters::new(repository::dead_heartbeats(&mut connection, window.uuid).await?);
+    // An audit may let us wait.
+    drop(connection);
+    let ledger = Ledger { delivery, events: HashMap::new(), letters };
+    Ok(Some(compare(monitor, (window, 0), ledger, now).await))
+}
+
+/// What the monitor itself knows of a window.
+struct Ledger {
+    delivery: Delivery,
+    events: HashMap<u32, SlotEvent>,
+    letters: Letters,
 }
 
 async fn compare(
     monitor: &Monitor,
     (window, clock_offset_us): (&Window, i64),
-    mut events: HashMap<u32, SlotEvent>,
-    delivery: Delivery,
+    Ledger { delivery, mut events, letters }: Ledger,
     now: Timestamp,
-) -> Result<Explained, db::Error> {
-    let letters = Letters::new(repository::dead_heartbeats(&monitor.pool, window.uuid).await?);
+) -> Explained {
     let audit = monitor.audits.look_up(window).await;
     let slots = (0..window.slots()).map(|number| {
         let event = events.remove(&number);
@@ -108,13 +124,12 @@ async fn compare(
             event,
         }
     });
-    Ok(Explained { slots: slots.collect(), audit: audit.name(), events_kept: true })
+    Explained { slots: slots.collect(), audit: audit.name(), events_kept: true }
 }
 
-async fn delivery(monitor: &Monitor, window: &Window) -> Result<Delivery, db::Error> {
-    let (watermark, _) = repository::low_watermark(&monitor.pool).await?;
-    let mut connection = monitor.pool.acquire().await?;
-    let obstacles = repository::obstacles(&mut connection).await?;
+async fn delivery(connection: &mut db::Connection, window: &Window) -> Result<Delivery, db::Error> {
+    let (watermark, _) = repository::low_watermark(connection).await?;
+    let obstacles = repository::obstacles(connection).await?;
     Ok(match obstacles.before(window) {
         Some(Closing::Suspect) => Delivery::Suspect,
         Some(_) => Delivery::BeingResent,

@@ -79,7 +79,8 @@ async fn look_up(
     let uuids = lookups.iter().map(|lookup| lookup.uuid);
     let others: Vec<Uuid> = uuids.filter(|uuid| !found.contains_key(uuid)).collect();
     if !others.is_empty() {
-        found.extend(repository::find_windows(&monitor.pool, &others).await?);
+        let mut connection = monitor.connection().await?;
+        found.extend(repository::find_windows(&mut connection, &others).await?);
     }
     Ok(lookups.iter().map(|lookup| found.get(&lookup.uuid).cloned()).collect())
 }
@@ -97,7 +98,7 @@ async fn count_on(
     }
     let ids: Vec<i64> = known.keys().copied().collect();
     let beginnings: Vec<_> = known.iter().map(|(id, known)| (*id, known.tally.slots)).collect();
-    let mut connection = monitor.pool.acquire().await?;
+    let mut connection = monitor.connection().await?;
     let counted = repository::count_from(&mut connection, &beginnings).await?;
     let unscheduled = repository::unscheduled(&mut connection, &ids).await?;
     let mut found = HashMap::with_capacity(known.len());

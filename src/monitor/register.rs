@@ -201,7 +201,10 @@ async fn read_and_correct(
     uuids: &[Uuid],
     sighted: &BTreeMap<Uuid, Sighting>,
 ) -> Result<HashMap<Uuid, Arc<StoredWindow>>, db::Error> {
-    let reading = repository::windows_by_uuid(&monitor.pool, uuids);
+    let reading = async {
+        let mut connection = monitor.connection().await?;
+        repository::windows_by_uuid(&mut connection, uuids).await
+    };
     let mut found = db::patiently(reading).await?;
     let mut corrections = BTreeMap::new();
     for stored in found.values_mut() {

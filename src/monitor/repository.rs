@@ -41,7 +41,7 @@ pub(super) use counting::{
 pub(super) use due::{ClaimLimits, claim_due, due_next, hold, lock_window, over};
 pub(super) use event_pages::{
     Candidate, Candidates, DAY_US, EventFilter, ListedEvent, candidates, events_of_one,
-    events_of_several, longest_window_us, only_candidate,
+    events_of_several, longest_window_us, next_with_events, only_candidate,
 };
 pub(super) use events::{
     Arrived, EventRow, MissingSlot, SlotEvent, Stored, arrived, insert_events, insert_missing,

@@ -189,11 +189,11 @@ pub async fn sweep_on_request(monitor: &Monitor, now: Timestamp) -> Result<Swept
         }
         ids.extend(closed);
     }
-    let closed = repository::windows_by_id(&monitor.pool, &ids).await?;
     let rules = monitor.closing_rules(now).await?;
     let limit = u32::try_from(WINDOWS_PER_ANSWER).unwrap_or(u32::MAX);
-    let over = repository::over(&monitor.pool, now, limit).await?;
-    let mut connection = monitor.pool.acquire().await?;
+    let mut connection = monitor.connection().await?;
+    let closed = repository::windows_by_id(&mut connection, &ids).await?;
+    let over = repository::over(&mut connection, now, limit).await?;
     let obstacles = repository::obstacles(&mut connection).await?;
     let held = over.iter().filter_map(|window| {
         let reason = reason_held(&rules, window, &obstacles)?;
@@ -231,7 +231,8 @@ pub async fn sweep_window(
     for window in &closed {
         tell_closed(monitor, window);
     }
-    let closed = repository::windows_by_id(&monitor.pool, &[window.id]).await?;
+    let mut connection = monitor.connection().await?;
+    let closed = repository::windows_by_id(&mut connection, &[window.id]).await?;
     Ok(Some(Swept { closed, held: Vec::new() }))
 }
 

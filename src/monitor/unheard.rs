@@ -34,9 +34,10 @@ pub(super) async fn page(monitor: &Monitor, wanted: &Wanted) -> Result<Page, db:
     let next = last.map(|listed: &Listed| listed.place.clone());
     let mut windows: Vec<Window> = windows.into_iter().filter_map(|listed| listed.window).collect();
     let uuids: Vec<Uuid> = windows.iter().map(|window| window.uuid).collect();
-    let heard = repository::windows_by_uuid(&monitor.pool, &uuids).await?;
+    let mut connection = monitor.connection().await?;
+    let heard = repository::windows_by_uuid(&mut connection, &uuids).await?;
     // Asked after the windows: one that was not found has been deleted before.
-    let gone_until = repository::gone_until(&monitor.pool).await?;
+    let gone_until = repository::gone_until(&mut *connection).await?;
     let mut shown = HashSet::new();
     windows.retain(|window| {
         let is_unheard = !heard.contains_key(&window.uuid) && window.ends_at() > gone_until;

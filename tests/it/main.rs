@@ -19,6 +19,7 @@ mod counting;
 mod database;
 mod dead_letters;
 mod deploy;
+mod event_api;
 mod explain;
 mod explain_prompt;
 mod explain_repair;

@@ -1,4 +1,4 @@
-//! What the monitor is asked: events, totals, days and services, page by page.
+//! What the monitor is asked: windows, totals, days and services, page by page.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::support::{Api, Ground, announcement, entry_id, error, eventually, heartbeat};
 
 /// A window of a service with so many slots of 10 s.
-fn window(service: &str, from: Timestamp, slots: i64) -> Window {
+pub fn window(service: &str, from: Timestamp, slots: i64) -> Window {
     let to = from.plus_micros(slots * Tick::DEFAULT.micros());
     let service = service.parse().unwrap();
     Window::new(Uuid::new_v4(), service, (from, to), Tick::DEFAULT, Rates::default()).unwrap()
@@ -20,7 +20,7 @@ fn window(service: &str, from: Timestamp, slots: i64) -> Window {
 
 /// Three windows of two services: `a` 20 and 10 minutes ago, of which slot 1 says that it fails and
 /// slot 2 is missing, and `b` now, which is open.
-async fn three_windows(monitor: &Monitor) -> [Window; 3] {
+pub async fn three_windows(monitor: &Monitor) -> [Window; 3] {
     let now = clock::now();
     let ago = |minutes| now.minus(Duration::from_mins(minutes));
     let windows = [window("a", ago(20), 3), window("a", ago(10), 3), window("b", ago(1), 60)];
@@ -40,107 +40,12 @@ async fn three_windows(monitor: &Monitor) -> [Window; 3] {
     windows
 }
 
-fn listed(page: &Value) -> Vec<(String, i64, String)> {
-    let events = page["events"].as_array().unwrap_or_else(|| panic!("no events in {page}"));
-    let listed = events.iter().map(|event| {
-        let text = |name: &str| event[name].as_str().unwrap().to_owned();
-        (text("window_uuid"), event["slot"].as_i64().unwrap(), text("status"))
-    });
-    listed.collect()
-}
-
-#[tokio::test]
-async fn events_are_listed_page_by_page_the_newest_first() {
-    let api = Api::new().await;
-    let [oldest, older, open] = three_windows(&api.monitor).await;
-    let (status, all) = api.get("/api/monitor/events").await;
-    assert_eq!((status, &all["next"]), (StatusCode::OK, &Value::Null));
-    let row =
-        |window: &Window, slot, status: &str| (window.uuid.to_string(), slot, status.to_owned());
-    let expected = [
-        row(&open, 1, "error"),
-        row(&open, 0, "ok"),
-        row(&older, 2, "missing"),
-        row(&older, 1, "error"),
-        row(&older, 0, "ok"),
-        row(&oldest, 2, "missing"),
-        row(&oldest, 1, "error"),
-        row(&oldest, 0, "ok"),
-    ];
-    assert_eq!(listed(&all), expected);
-    let event = &all["events"][3];
-    assert_eq!((&event["service"], &event["error_message"]), (&json!("a"), &json!("boom")));
-    assert_eq!((&event["late"], &event["deliveries"]), (&json!(false), &json!(1)));
-    assert_eq!((&event["conflicts"], &event["cause"]), (&json!(0), &Value::Null));
-    assert!(event["stream_id"].is_string() && event["recorded_at"].is_string());
-    assert_eq!(event["timestamp"], older.due(1).to_string());
-    for limit in 1..=8 {
-        assert_eq!(pages(&api, &format!("limit={limit}")).await, expected, "limit {limit}");
-    }
-}
-
-/// All pages of events.
-async fn pages(api: &Api, query: &str) -> Vec<(String, i64, String)> {
-    let (mut found, mut cursor) = (Vec::new(), String::new());
-    loop {
-        let (_, page) = api.get(&format!("/api/monitor/events?{query}{cursor}")).await;
-        found.extend(listed(&page));
-        let Some(next) = page["next"].as_str() else { return found };
-        cursor = format!("&cursor={next}");
-    }
-}
-
-/// However long a window is, and though its first heartbeat was stamped a little early.
-#[tokio::test]
-async fn events_between_two_instants_are_found_in_windows_that_reach_into_them() {
-    let api = Api::new().await;
-    let now = clock::now();
-    let ago = |hours| now.minus(Duration::from_hours(hours));
-    let (hour, service) = (Tick::from_micros(3_600_000_000).unwrap(), "long".parse().unwrap());
-    let span = (ago(50), ago(2));
-    let long = Window::new(Uuid::new_v4(), service, span, hour, Rates::default()).unwrap();
-    let [old, short] = [window("short", ago(49), 3), window("short", ago(3), 3)];
-    let early = Heartbeat {
-        timestamp: short.from().minus(Duration::from_millis(900)),
-        slot: None,
-        ..heartbeat(&short, 0)
-    };
-    let mut sent: Vec<Heartbeat> = (0..48).map(|slot| heartbeat(&long, slot)).collect();
-    sent.extend([heartbeat(&old, 0), early, heartbeat(&short, 1)]);
-    ingest::ingest(&api.monitor, sent, now).await.unwrap();
-    let row = |window: &Window, slot| (window.uuid.to_string(), slot, "ok".to_owned());
-    let (from, to) = (long.due(45), short.from());
-    let expected = [row(&short, 0), row(&long, 46), row(&long, 45)];
-    for limit in 1..=4 {
-        let found = pages(&api, &format!("from={from}&to={to}&limit={limit}")).await;
-        assert_eq!(found, expected, "limit {limit}");
-    }
-    assert_eq!(pages(&api, &format!("from={from}&to={to}&service=short")).await, expected[..1]);
-}
-
 /// A window of a service with very many slots, which began ten minutes ago.
-fn large_window(service: &str, slots: u32) -> Window {
+pub fn large_window(service: &str, slots: u32) -> Window {
     let (tick, service) = (Tick::from_seconds(0.05).unwrap(), service.parse().unwrap());
     let from = clock::now().minus(Duration::from_mins(10));
     let to = from.plus(tick.duration() * slots);
     Window::new(Uuid::new_v4(), service, (from, to), tick, Rates::default()).unwrap()
-}
-
-#[tokio::test]
-async fn a_page_of_events_looks_at_a_part_of_a_large_window() {
-    let api = Api::new().await;
-    let window = large_window("a", 25_000);
-    let sent = [3, 9_999, 24_999]
-        .map(|slot| Heartbeat { status: Status::Error(None), ..heartbeat(&window, slot) });
-    ingest::ingest(&api.monitor, sent.into(), clock::now()).await.unwrap();
-    let row = |slot| (window.uuid.to_string(), slot, "error".to_owned());
-    for filter in ["status=error".to_owned(), format!("window_uuid={}", window.uuid)] {
-        let found = pages(&api, &filter).await;
-        assert_eq!(found, [row(24_999), row(9_999), row(3)], "{filter}");
-        let (_, first) = api.get(&format!("/api/monitor/events?{filter}")).await;
-        assert_eq!(listed(&first), [row(24_999)], "{filter}: {first}");
-    }
-    assert_eq!(pages(&api, "status=missing").await, []);
 }
 
 #[tokio::test]
@@ -198,32 +103,6 @@ async fn lists_leave_connections_to_heartbeats() {
     let (answered, ()) = tokio::join!(answering, taking);
     assert!((4..20).contains(&answered), "{answered} were answered");
     assert_eq!(api.get("/api/monitor/services").await.0, StatusCode::OK);
-}
-
-#[tokio::test]
-async fn events_are_filtered() {
-    let api = Api::new().await;
-    let [oldest, older, open] = three_windows(&api.monitor).await;
-    let (from, to) = (older.due(1), older.due(2).plus_micros(1));
-    for (query, expected) in [
-        ("service=b".to_owned(), 2),
-        ("service=nobody".to_owned(), 0),
-        ("status=missing".to_owned(), 2),
-        ("status=ERROR&service=a".to_owned(), 2),
-        ("status=ok".to_owned(), 3),
-        (format!("window_uuid={}", oldest.uuid), 3),
-        (format!("window_uuid={}&service=b", oldest.uuid), 0),
-        (format!("window_uuid={}&status=missing", open.uuid), 0),
-        (format!("window_uuid={}", Uuid::new_v4()), 0),
-        (format!("from={from}&to={to}"), 2),
-        (format!("from={}", open.due(1)), 1),
-        (format!("to={}", oldest.due(1)), 1),
-        (format!("from={}&status=error&service=a", oldest.due(2)), 1),
-    ] {
-        let (status, page) = api.get(&format!("/api/monitor/events?{query}")).await;
-        assert_eq!(status, StatusCode::OK, "{query}: {page}");
-        assert_eq!(listed(&page).len(), expected, "{query}: {page}");
-    }
 }
 
 #[tokio::test]

@@ -71,14 +71,16 @@ pub(super) async fn get_daily(
 ) -> Result<Json<DailyPage>, ApiError> {
     let limit = http::page_limit(query.limit, PAGE)?;
     // One more than asked for shows whether a next page exists.
-    let mut days = repository::days(&monitor.pool, &query.filter()?, limit + 1).await?;
+    let filter = query.filter()?;
+    let mut connection = monitor.connection().await?;
+    let mut days = repository::days(&mut connection, &filter, limit + 1).await?;
     let is_last = days.len() <= limit as usize;
     days.truncate(limit as usize);
     let next = days.last().filter(|_| !is_last).and_then(|(service, day, _)| {
         // Every name in the totals has been checked before.
         service.parse().ok().map(|service| DailyCursor(Day(*day), service))
     });
-    let rebuilding = repository::is_recounting(&monitor.pool).await?;
+    let rebuilding = repository::is_recounting(&mut connection).await?;
     let days = days.iter().map(|(service, day, totals)| DayView::new(service, *day, totals));
     Ok(Json(DailyPage { days: days.collect(), next, rebuilding }))
 }

@@ -52,9 +52,10 @@ pub(super) async fn post_report(
 pub(super) async fn get_pipeline(
     State(monitor): State<Monitor>,
 ) -> Result<Json<PipelinesView>, ApiError> {
-    let pipelines = repository::pipelines(&monitor.pool).await?;
-    let reports = repository::reports(&monitor.pool).await?;
-    let conditions = repository::conditions(&monitor.pool, CONDITIONS).await?;
+    let mut connection = monitor.connection().await?;
+    let pipelines = repository::pipelines(&mut connection).await?;
+    let reports = repository::reports(&mut connection).await?;
+    let conditions = repository::conditions(&mut connection, CONDITIONS).await?;
     Ok(Json(PipelinesView {
         watermark: pipelines.iter().map(|pipeline| pipeline.progress.watermark).min(),
         pipelines: pipelines.into_iter().map(|known| PipelineView::new(known, &reports)).collect(),

@@ -53,16 +53,17 @@ pub(super) async fn get_services(
     let limit = http::page_limit(query.limit, SERVICES)?;
     let after: Option<ServiceName> = params::optional("cursor", query.cursor.as_deref())?;
     let after = after.as_ref().map_or("", ServiceName::as_str);
-    let (pool, now) = (&monitor.pool, clock::now());
+    let now = clock::now();
+    let mut connection = monitor.connection().await?;
     // One more than asked for shows whether a next page exists.
-    let mut known = repository::services(pool, after, now, limit + 1).await?;
+    let mut known = repository::services(&mut connection, after, now, limit + 1).await?;
     let is_last = known.len() <= limit as usize;
     known.truncate(limit as usize);
     let next = known.last().filter(|_| !is_last).map(|last| last.name.clone());
     let names: Vec<String> = known.iter().map(|service| service.name.clone()).collect();
     let since = Span::Hour.begin(now.minus(SUCCESS_OVER));
-    let successes = repository::successes(pool, &names, since).await?;
-    let rebuilding = repository::is_recounting(pool).await?;
+    let successes = repository::successes(&mut connection, &names, since).await?;
+    let rebuilding = repository::is_recounting(&mut connection).await?;
     let services = known.into_iter().map(|service| ServiceView::new(service, &successes));
     Ok(Json(ServicePage { services: services.collect(), next, rebuilding }))
 }

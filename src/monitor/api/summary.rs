@@ -89,16 +89,17 @@ pub(super) async fn get_summary(
 ) -> Result<Json<SummaryView>, ApiError> {
     let period: Period = params::optional("period", query.period.as_deref())?.unwrap_or_default();
     let service: Option<ServiceName> = params::optional("service", query.service.as_deref())?;
-    let (pool, to) = (&monitor.pool, clock::now());
+    let to = clock::now();
     let from = Span::Slice.begin(to.minus(period.length()));
     let first_hour = Span::Hour.begin(from.plus_micros(Span::Hour.micros() - 1));
-    let mut totals =
-        repository::sum(pool, Span::Slice, service.as_ref(), (from, first_hour)).await?;
-    let hours = repository::sum(pool, Span::Hour, service.as_ref(), (first_hour, to)).await?;
+    let connection = &mut *monitor.connection().await?;
+    let of = service.as_ref();
+    let mut totals = repository::sum(connection, Span::Slice, of, (from, first_hour)).await?;
+    let hours = repository::sum(connection, Span::Hour, of, (first_hour, to)).await?;
     totals.add(&hours, 1);
-    let open = repository::count_open(pool, service.as_ref()).await?;
-    let uncounted_windows = repository::count_marks(pool, MOST_UNCOUNTED).await?;
-    let rebuilding = repository::is_recounting(pool).await?;
+    let open = repository::count_open(connection, of).await?;
+    let uncounted_windows = repository::count_marks(connection, MOST_UNCOUNTED).await?;
+    let rebuilding = repository::is_recounting(connection).await?;
     Ok(Json(SummaryView {
         period,
         service,

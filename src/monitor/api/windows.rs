@@ -100,8 +100,9 @@ pub(super) async fn get_windows(
     _place: Place,
 ) -> Result<Json<WindowPage>, ApiError> {
     let limit = http::page_limit(query.limit, PAGE)?;
-    let (windows, are_more) =
-        repository::list_windows(&monitor.pool, &query.filter()?, limit).await?;
+    let filter = query.filter()?;
+    let mut connection = monitor.connection().await?;
+    let (windows, are_more) = repository::list_windows(&mut connection, &filter, limit).await?;
     Ok(Json(WindowPage::new(windows, are_more)))
 }
 
@@ -117,7 +118,8 @@ pub(super) async fn get_window(
     PathUuid(uuid): PathUuid,
 ) -> Result<Json<WindowDetailsView>, ApiError> {
     let window = stored_window(&monitor, uuid).await?;
-    let history = repository::history(&monitor.pool, window.stored.id).await?;
+    let id = window.stored.id;
+    let history = repository::history(&mut *monitor.connection().await?, id).await?;
     let explained = explain::explain(&monitor, &window.stored, clock::now()).await?;
     Ok(Json(window.with_details(&history, explained)))
 }

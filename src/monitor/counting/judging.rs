@@ -95,7 +95,11 @@ async fn judge(monitor: &Monitor, ids: &[i64], now: Timestamp) -> Result<usize, 
     if ids.is_empty() {
         return Ok(0);
     }
-    let windows = db::patiently(repository::windows_by_id(&monitor.pool, ids)).await?;
+    let reading = async {
+        let mut connection = monitor.connection().await?;
+        repository::windows_by_id(&mut connection, ids).await
+    };
+    let windows = db::patiently(reading).await?;
     let windows: HashMap<i64, _> = windows.into_iter().map(|window| (window.id, window)).collect();
     let (mut judged, mut slots, mut taken) = (Judged::new(), 0, 0);
     for id in ids {

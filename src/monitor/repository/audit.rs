@@ -69,12 +69,18 @@ pub(in crate::monitor) async fn audit_of_window(
     }
     let rows = sqlx::query(
         "SELECT id, slot, status, timestamp, sent_to_queue, stream_id, first_stream_id \
-         FROM report_audit WHERE window_uuid = ? ORDER BY id",
+         FROM report_audit WHERE window_uuid = ?",
     )
     .bind(&window)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(numbered_row).collect::<Result<_, _>>().map(Some)
+    let mut rows: Vec<(i64, NumberedRow)> = rows
+        .iter()
+        .map(|row| Ok((row.try_get("id")?, numbered_row(row)?)))
+        .collect::<Result<_, db::Error>>()?;
+    // Sorted here: the database would sort rows of very wide columns.
+    rows.sort_unstable_by_key(|(id, _)| *id);
+    Ok(Some(rows.into_iter().map(|(_, row)| row).collect()))
 }
 
 /// A window as its sender defined it; none if no such window is known.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::query_builder::QueryBuilder;
-use sqlx::{MySql, MySqlPool, Row};
+use sqlx::{MySql, Row};
 
 use super::counting::mark_uncounted;
 use super::obstacles::WITHOUT_OBSTACLE;
@@ -175,7 +175,7 @@ async fn remember(
 
 /// Every change of a window's status, first to last; none while it is open.
 pub(in crate::monitor) async fn history(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     id: i64,
 ) -> Result<Vec<StatusChange>, db::Error> {
     let rows = sqlx::query(
@@ -183,7 +183,7 @@ pub(in crate::monitor) async fn history(
          WHERE window_id = ? ORDER BY id",
     )
     .bind(id)
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let changes = rows.iter().map(|row| {
         let status: String = row.try_get("status")?;

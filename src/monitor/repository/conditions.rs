@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlPool, Row};
+use sqlx::Row;
 
 use crate::db;
 use crate::monitor::pipeline::Condition;
@@ -164,7 +164,7 @@ pub(super) async fn end(
 
 /// The conditions that began last, the latest first.
 pub(in crate::monitor) async fn conditions(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     limit: u32,
 ) -> Result<Vec<RecordedCondition>, db::Error> {
     let rows = sqlx::query(
@@ -172,7 +172,7 @@ pub(in crate::monitor) async fn conditions(
          ORDER BY lasting DESC, began_at DESC, id DESC LIMIT ?",
     )
     .bind(limit)
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let conditions = rows.iter().map(|row| {
         Ok(RecordedCondition {

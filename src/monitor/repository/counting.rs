@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
-use sqlx::{MySql, MySqlPool, Row};
+use sqlx::{MySql, Row};
 
 use super::windows::{COLUMNS, stored, unscheduled};
 use super::{chunks, push_list, restore_archived};
@@ -80,9 +80,11 @@ fn turn(row: &MySqlRow) -> Result<Turn, db::Error> {
 }
 
 /// Whether all closed windows are being counted anew.
-pub(in crate::monitor) async fn is_recounting(pool: &MySqlPool) -> Result<bool, db::Error> {
+pub(in crate::monitor) async fn is_recounting(
+    connection: &mut db::Connection,
+) -> Result<bool, db::Error> {
     let recounting = "SELECT recounted_to IS NOT NULL FROM counting WHERE id = 1";
-    Ok(sqlx::query_scalar(recounting).fetch_one(pool).await?)
+    Ok(sqlx::query_scalar(recounting).fetch_one(connection).await?)
 }
 
 /// Has the totals emptied but for what is archived, and then every closed window counted anew.
@@ -161,9 +163,12 @@ pub(in crate::monitor) async fn set_mark_aside(
 }
 
 /// How many marks there are, but no more than `most`.
-pub(in crate::monitor) async fn count_marks(pool: &MySqlPool, most: u32) -> Result<i64, db::Error> {
+pub(in crate::monitor) async fn count_marks(
+    connection: &mut db::Connection,
+    most: u32,
+) -> Result<i64, db::Error> {
     let counted = "SELECT COUNT(*) FROM (SELECT 1 FROM uncounted_windows LIMIT ?) u";
-    Ok(sqlx::query_scalar(counted).bind(most).fetch_one(pool).await?)
+    Ok(sqlx::query_scalar(counted).bind(most).fetch_one(connection).await?)
 }
 
 /// Takes marks away.

@@ -98,7 +98,7 @@ pub(in crate::monitor) async fn lock_window(
 
 /// Open windows that are over by the clock, earliest end first of each kind.
 pub(in crate::monitor) async fn over(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     now: Timestamp,
     limit: u32,
 ) -> Result<Vec<StoredWindow>, db::Error> {
@@ -108,7 +108,7 @@ pub(in crate::monitor) async fn over(
         query.push("WHERE status = 'OPEN' AND via_stream = ").push_bind(via_stream);
         query.push(" AND due_at <= ").push_bind(DateTime::<Utc>::from(now));
         query.push(" ORDER BY due_at LIMIT ").push_bind(limit);
-        for row in &query.build().fetch_all(pool).await? {
+        for row in &query.build().fetch_all(&mut *connection).await? {
             over.extend(stored(row).inspect_err(|error| tracing::error!(%error, "not shown")));
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
-use sqlx::{MySql, MySqlPool, Row};
+use sqlx::{MySql, Row};
 use uuid::Uuid;
 
 use super::events::{SlotEvent, slot_event};
@@ -54,7 +54,7 @@ pub(in crate::monitor) struct Candidates<'f> {
 
 /// Windows from the latest start to the earliest.
 pub(in crate::monitor) async fn candidates(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     wanted: &Candidates<'_>,
     limit: u32,
 ) -> Result<Vec<Candidate>, db::Error> {
@@ -87,17 +87,37 @@ pub(in crate::monitor) async fn candidates(
         query.push(" OR id <= ").push_bind(id).push(")");
     }
     query.push(" ORDER BY window_from DESC, id DESC LIMIT ").push_bind(limit);
-    query.build().fetch_all(pool).await?.iter().map(candidate).collect()
+    query.build().fetch_all(connection).await?.iter().map(candidate).collect()
+}
+
+/// The window behind a place from which a list that leaves out windows without events goes on, of
+/// whatever service: the next one that has events; none if there is none.
+pub(in crate::monitor) async fn next_with_events(
+    connection: &mut db::Connection,
+    (from, id): (Timestamp, i64),
+) -> Result<Option<(Timestamp, i64)>, db::Error> {
+    let from = DateTime::<Utc>::from(from);
+    let next: Option<(DateTime<Utc>, i64)> = sqlx::query_as(
+        "SELECT window_from, id FROM windows FORCE INDEX (windows_with_events) \
+         WHERE events_kept = TRUE AND window_from <= ? AND (window_from < ? OR id < ?) \
+         ORDER BY window_from DESC, id DESC LIMIT 1",
+    )
+    .bind(from)
+    .bind(from)
+    .bind(id)
+    .fetch_optional(connection)
+    .await?;
+    Ok(next.map(|(from, id)| (from.into(), id)))
 }
 
 /// One window by its uuid.
 pub(in crate::monitor) async fn only_candidate(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     uuid: Uuid,
 ) -> Result<Option<Candidate>, db::Error> {
     let mut query = QueryBuilder::<MySql>::new(COLUMNS);
     query.push("WHERE window_uuid = ").push_bind(uuid.to_string());
-    query.build().fetch_optional(pool).await?.as_ref().map(candidate).transpose()
+    query.build().fetch_optional(connection).await?.as_ref().map(candidate).transpose()
 }
 
 fn candidate(row: &MySqlRow) -> Result<Candidate, db::Error> {
@@ -123,9 +143,11 @@ fn candidate(row: &MySqlRow) -> Result<Candidate, db::Error> {
 }
 
 /// How long the longest window is, in microseconds.
-pub(in crate::monitor) async fn longest_window_us(pool: &MySqlPool) -> Result<i64, db::Error> {
+pub(in crate::monitor) async fn longest_window_us(
+    connection: &mut db::Connection,
+) -> Result<i64, db::Error> {
     let longest: Option<i64> =
-        sqlx::query_scalar("SELECT MAX(length_us) FROM windows").fetch_one(pool).await?;
+        sqlx::query_scalar("SELECT MAX(length_us) FROM windows").fetch_one(connection).await?;
     Ok(longest.unwrap_or(0))
 }
 
@@ -166,7 +188,7 @@ const EVENT_COLUMNS: &str = "SELECT window_id, slot, status, report_timestamp, e
 
 /// Events of some slots of one window, the last slot first.
 pub(in crate::monitor) async fn events_of_one(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     window_id: i64,
     slots: Range<u32>,
     filter: &EventFilter,
@@ -178,12 +200,12 @@ pub(in crate::monitor) async fn events_of_one(
     query.push(" AND slot < ").push_bind(slots.end);
     filter.push(&mut query);
     query.push(" ORDER BY slot DESC LIMIT ").push_bind(limit);
-    query.build().fetch_all(pool).await?.iter().map(listed_event).collect()
+    query.build().fetch_all(connection).await?.iter().map(listed_event).collect()
 }
 
 /// Events of several windows, the last slot first in each.
 pub(in crate::monitor) async fn events_of_several(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     window_ids: &[i64],
     filter: &EventFilter,
 ) -> Result<HashMap<i64, Vec<ListedEvent>>, db::Error> {
@@ -196,7 +218,7 @@ pub(in crate::monitor) async fn events_of_several(
     push_list(&mut query, named.copied());
     filter.push(&mut query);
     let mut found: HashMap<i64, Vec<ListedEvent>> = HashMap::with_capacity(window_ids.len());
-    for row in &query.build().fetch_all(pool).await? {
+    for row in &query.build().fetch_all(&mut *connection).await? {
         found.entry(row.try_get("window_id")?).or_default().push(listed_event(row)?);
     }
     for events in found.values_mut() {

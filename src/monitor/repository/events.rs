@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
-use sqlx::{MySql, MySqlPool, Row};
+use sqlx::{MySql, Row};
 
 use super::counting::mark_uncounted;
 use super::{chunks, push_list};
@@ -271,7 +271,7 @@ pub(in crate::monitor) async fn read_back(
 
 /// Everything that is known of a window's slots.
 pub(in crate::monitor) async fn slot_events(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     window_id: i64,
 ) -> Result<HashMap<u32, SlotEvent>, db::Error> {
     let rows = sqlx::query(
@@ -279,7 +279,7 @@ pub(in crate::monitor) async fn slot_events(
          deliveries, conflicts, cause FROM events WHERE window_id = ?",
     )
     .bind(window_id)
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     rows.iter().map(slot_event).collect()
 }

@@ -1,7 +1,7 @@
 //! Rows of `dead_letters`: the messages that were ever set aside.
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlPool, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
 use crate::db;
@@ -20,7 +20,7 @@ pub(in crate::monitor) struct DeadHeartbeat {
 
 /// The heartbeats of a window that were ever set aside, the first first.
 pub(in crate::monitor) async fn dead_heartbeats(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     window: Uuid,
 ) -> Result<Vec<DeadHeartbeat>, db::Error> {
     // The streams beside that of the heartbeats begin with a brace, which no name has.
@@ -29,7 +29,7 @@ pub(in crate::monitor) async fn dead_heartbeats(
          AND stream NOT LIKE '{%' ORDER BY dead_at",
     )
     .bind(window.to_string())
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let letters = rows.iter().map(|row| {
         let id: String = row.try_get("stream_id")?;

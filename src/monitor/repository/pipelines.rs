@@ -70,13 +70,13 @@ async fn uptime(connection: &mut db::Connection) -> Result<i64, db::Error> {
 /// The smallest watermark, if there is any, and for how long monitors have been running, in
 /// microseconds.
 pub(in crate::monitor) async fn low_watermark(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
 ) -> Result<(Option<Timestamp>, i64), db::Error> {
     let row = sqlx::query(
         "SELECT (SELECT MIN(watermark) FROM pipelines) AS watermark, \
          (SELECT running_us FROM monitor_uptime WHERE id = 1) AS running_us",
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await?;
     let watermark: Option<DateTime<Utc>> = row.try_get("watermark")?;
     let running_us: Option<i64> = row.try_get("running_us")?;
@@ -195,14 +195,16 @@ pub(in crate::monitor) async fn store_report(
 }
 
 /// Every pipeline.
-pub(in crate::monitor) async fn pipelines(pool: &MySqlPool) -> Result<Vec<Pipeline>, db::Error> {
+pub(in crate::monitor) async fn pipelines(
+    connection: &mut db::Connection,
+) -> Result<Vec<Pipeline>, db::Error> {
     let rows = sqlx::query(
         "SELECT stream, consumer_group, redis_identity, previous_identity, changed_at, \
          redis_time, watermark, frozen_until, recovered_at, reported_at, \
          COALESCE((SELECT running_us FROM monitor_uptime WHERE id = 1), 0) - reported_us \
          AS silent_us FROM pipelines ORDER BY stream, consumer_group",
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let pipelines = rows.iter().map(|row| {
         let silent_us: i64 = row.try_get("silent_us")?;
@@ -218,11 +220,13 @@ pub(in crate::monitor) async fn pipelines(pool: &MySqlPool) -> Result<Vec<Pipeli
 }
 
 /// The last report of every relay. One that cannot be read is left out.
-pub(in crate::monitor) async fn reports(pool: &MySqlPool) -> Result<Vec<Reported>, db::Error> {
+pub(in crate::monitor) async fn reports(
+    connection: &mut db::Connection,
+) -> Result<Vec<Reported>, db::Error> {
     let rows = sqlx::query(
         "SELECT reported_at, report FROM pipeline_relays ORDER BY stream, consumer_group, relay",
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *connection)
     .await?;
     let mut reports = Vec::with_capacity(rows.len());
     for row in &rows {

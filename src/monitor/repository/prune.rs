@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::query_builder::QueryBuilder;
-use sqlx::{MySql, MySqlPool};
+use sqlx::{MySql, MySqlExecutor, MySqlPool};
 
 use super::windows::{COLUMNS, stored};
 use super::{Sums, chunks, push_list};
@@ -190,9 +190,11 @@ pub(in crate::monitor) async fn empty_windows(
 }
 
 /// Up to when windows ended that may be gone.
-pub(in crate::monitor) async fn gone_until(pool: &MySqlPool) -> Result<Timestamp, db::Error> {
+pub(in crate::monitor) async fn gone_until(
+    executor: impl MySqlExecutor<'_>,
+) -> Result<Timestamp, db::Error> {
     let gone = "SELECT windows_gone_until FROM retention WHERE id = 1";
-    let gone: DateTime<Utc> = sqlx::query_scalar(gone).fetch_one(pool).await?;
+    let gone: DateTime<Utc> = sqlx::query_scalar(gone).fetch_one(executor).await?;
     Ok(gone.into())
 }
 
@@ -384,9 +386,9 @@ pub(in crate::monitor) async fn hold_kept(
 
 /// Whether the events of a window are kept.
 pub(in crate::monitor) async fn are_events_kept(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     id: i64,
 ) -> Result<bool, db::Error> {
     let kept = sqlx::query_scalar("SELECT events_kept FROM windows WHERE id = ?").bind(id);
-    Ok(kept.fetch_optional(pool).await?.unwrap_or(false))
+    Ok(kept.fetch_optional(connection).await?.unwrap_or(false))
 }

@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
+use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
-use sqlx::{MySql, MySqlPool, Row};
+use sqlx::{MySql, Row};
 
 use super::counting::LastHeartbeat;
 use super::{chunks, push_list};
@@ -40,39 +41,31 @@ pub(in crate::monitor) struct CurrentWindow {
 
 /// A page of services by name, behind a name.
 pub(in crate::monitor) async fn services(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     after: &str,
     now: Timestamp,
     limit: u32,
 ) -> Result<Vec<KnownService>, db::Error> {
-    let names = names(pool, after, limit).await?;
-    let mut latest = latest_windows(pool, &names, Which::Any, now).await?;
-    let mut windows = windows(pool, &ids(&latest)).await?;
-    let is_open = |id: &i64| {
-        windows.get(id).is_some_and(|(_, status, _)| status == WindowStatus::Open.as_sql())
-    };
-    let mut open = latest.clone();
-    open.retain(|_, id| is_open(id));
+    let names = names(connection, after, limit).await?;
+    let latest = latest_windows(connection, &names, Which::Any, now).await?;
+    let mut counted = last_counted(connection, &names).await?;
     // Nearly always the window that started last is the open one, and something of it has arrived.
-    let others: Vec<String> = missing(&names, &open);
-    let others = latest_windows(pool, &others, Which::Open, now).await?;
-    windows.extend(self::windows(pool, &ids(&others)).await?);
-    open.extend(others);
-    let mut current = last_of_open(pool, &ids(&open)).await?;
-    let mut heard = open.clone();
-    heard.retain(|_, id| current.contains_key(id));
-    let unheard: Vec<String> = missing(open.keys(), &heard);
-    let others = latest_windows(pool, &unheard, Which::Heard, now).await?;
-    current.extend(last_of_open(pool, &ids(&others)).await?);
-    heard.extend(others);
-    let mut counted = last_counted(pool, &names).await?;
+    let mut open = latest.clone();
+    open.retain(|_, window| window.is_open);
+    open.extend(latest_windows(connection, &missing(&names, &open), Which::Open, now).await?);
+    let mut heard = last_of_open(connection, &ids(&open)).await?;
+    let mut current = open.clone();
+    current.retain(|_, window| heard.contains_key(&window.id));
+    let unheard = missing(open.keys(), &current);
+    let others = latest_heard(connection, &unheard, now).await?;
+    heard.extend(last_of_open(connection, &ids(&others)).await?);
+    current.extend(others);
     let known = names.into_iter().map(|name| {
-        let clock_offset_us = latest.remove(&name).and_then(|id| windows.get(&id)?.2);
-        let current = heard.remove(&name).and_then(|id| current.remove(&id));
+        let in_open = current.get(&name).and_then(|window| heard.remove(&window.id));
         KnownService {
-            open: open.remove(&name).and_then(|id| Some(windows.remove(&id)?.0)),
-            clock_offset_us,
-            last: current.max(counted.remove(&name)),
+            clock_offset_us: latest.get(&name).and_then(|window| window.clock_offset_us),
+            open: open.remove(&name).map(|window| window.current),
+            last: in_open.max(counted.remove(&name)),
             name,
         }
     });
@@ -82,13 +75,13 @@ pub(in crate::monitor) async fn services(
 /// The names that have no window in a list.
 fn missing<'n>(
     names: impl IntoIterator<Item = &'n String>,
-    windows: &HashMap<String, i64>,
+    windows: &HashMap<String, Found>,
 ) -> Vec<String> {
     names.into_iter().filter(|name| !windows.contains_key(*name)).cloned().collect()
 }
 
-fn ids(windows: &HashMap<String, i64>) -> Vec<i64> {
-    windows.values().copied().collect()
+fn ids(windows: &HashMap<String, Found>) -> Vec<i64> {
+    windows.values().map(|window| window.id).collect()
 }
 
 /// Names behind a name. Each is one step into the windows' index, however many windows there are:
@@ -96,8 +89,11 @@ fn ids(windows: &HashMap<String, i64>) -> Vec<i64> {
 ///
 /// A step needs the name before. Services that have been counted give a guess at those, so that all
 /// steps are one question; the index itself says what comes behind each, and so what was not guessed.
-async fn names(pool: &MySqlPool, after: &str, limit: u32) -> Result<Vec<String>, db::Error> {
-    let mut connection = pool.acquire().await?;
+async fn names(
+    connection: &mut db::Connection,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<String>, db::Error> {
     let guessed = "SELECT service_name FROM last_heartbeats WHERE service_name > ? \
         ORDER BY service_name LIMIT ?";
     let mut before: Vec<String> =
@@ -106,7 +102,7 @@ async fn names(pool: &MySqlPool, after: &str, limit: u32) -> Result<Vec<String>,
     let mut asked = BTreeSet::new();
     let mut found = BTreeSet::new();
     while !before.is_empty() {
-        found.extend(next_names(&mut connection, &before).await?);
+        found.extend(next_names(connection, &before).await?);
         asked.extend(before);
         let names = found.iter().take(limit as usize);
         before = names.filter(|name| !asked.contains(*name)).cloned().collect();
@@ -134,108 +130,138 @@ async fn next_names(
     Ok(found)
 }
 
+/// A window as it is found for its service.
+#[derive(Clone, Debug)]
+struct Found {
+    id: i64,
+    is_open: bool,
+    clock_offset_us: Option<i64>,
+    current: CurrentWindow,
+}
+
+const COLUMNS: &str = "SELECT id, service_name, window_uuid, status, window_from, window_to, \
+    expected_reports, clock_offset_us FROM ";
+
 /// Which windows of a service to look at for the one that started last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Which {
     Any,
     Open,
-    /// Open ones of which something has arrived, among the latest.
-    Heard,
 }
 
-/// The index is named because MySQL would otherwise read every window of a service.
-const ANY: &str = "(SELECT service_name, id FROM windows FORCE INDEX (windows_by_service) \
-    WHERE service_name = ";
-const OF_OPEN: &str = "(SELECT service_name, id FROM windows WHERE service_name = ";
-const OF_HEARD: &str = "(SELECT service_name, id FROM (SELECT service_name, id, window_from \
-    FROM windows WHERE service_name = ";
+impl Which {
+    /// The beginning of a question about them. The index is named because MySQL would otherwise
+    /// read every window of a service.
+    const fn windows(self) -> &'static str {
+        match self {
+            Self::Any => "windows FORCE INDEX (windows_by_service) WHERE service_name = ",
+            Self::Open => {
+                "windows FORCE INDEX (windows_of_service_by_status) \
+                 WHERE status = 'OPEN' AND service_name = "
+            }
+        }
+    }
+}
 
-/// The window that started last, of each service that has one.
+/// The window that started last, of each of some services that have one.
+///
+/// Each is found by two steps into the index: the latest start, and of windows that started then the
+/// one that was stored last. Asked for by their order, MySQL would take four times as long.
 async fn latest_windows(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     names: &[String],
     which: Which,
     now: Timestamp,
-) -> Result<HashMap<String, i64>, db::Error> {
+) -> Result<HashMap<String, Found>, db::Error> {
     let now = DateTime::<Utc>::from(now);
-    let mut found = HashMap::with_capacity(names.len());
+    let mut windows = HashMap::with_capacity(names.len());
     for chunk in db::chunks(names, NAMES_AT_ONCE) {
         let mut query = QueryBuilder::<MySql>::new("");
         let mut parts = query.separated(" UNION ALL ");
-        for name in chunk {
-            parts.push(match which {
-                Which::Any => ANY,
-                Which::Open => OF_OPEN,
-                Which::Heard => OF_HEARD,
-            });
-            parts.push_bind_unseparated(name.as_str());
-            if which != Which::Any {
-                parts.push_unseparated(" AND status = 'OPEN'");
-            }
+        for name in chunk.iter().map(String::as_str) {
+            parts.push(COLUMNS).push_unseparated("windows WHERE id = (SELECT MAX(id) FROM ");
+            parts.push_unseparated(which.windows()).push_bind_unseparated(name);
+            parts.push_unseparated(" AND window_from = (SELECT MAX(window_from) FROM ");
+            parts.push_unseparated(which.windows()).push_bind_unseparated(name);
             parts.push_unseparated(" AND window_from <= ").push_bind_unseparated(now);
-            parts.push_unseparated(" ORDER BY window_from DESC, id DESC LIMIT ");
-            if which == Which::Heard {
-                parts.push_bind_unseparated(OPEN_LOOKED_AT);
-                parts.push_unseparated(") latest WHERE EXISTS (SELECT 1 FROM events e ");
-                parts.push_unseparated("WHERE e.window_id = latest.id) ");
-                parts.push_unseparated("ORDER BY window_from DESC, id DESC LIMIT ");
-            }
-            parts.push_unseparated("1)");
+            parts.push_unseparated("))");
         }
-        found.extend(query.build_query_as::<(String, i64)>().fetch_all(pool).await?);
+        for row in &query.build().fetch_all(&mut *connection).await? {
+            windows.extend([found(row)?]);
+        }
     }
-    Ok(found)
+    Ok(windows)
 }
 
-/// Windows by their row, with their status, and how far the sender's clock is behind.
-async fn windows(
-    pool: &MySqlPool,
-    ids: &[i64],
-) -> Result<HashMap<i64, (CurrentWindow, String, Option<i64>)>, db::Error> {
-    let mut found = HashMap::with_capacity(ids.len());
-    for chunk in chunks(ids) {
-        let mut query = QueryBuilder::<MySql>::new(
-            "SELECT id, window_uuid, status, window_from, window_to, expected_reports, \
-             clock_offset_us FROM windows WHERE id IN ",
-        );
-        push_list(&mut query, chunk.iter().copied());
-        for row in query.build().fetch_all(pool).await? {
-            let window = CurrentWindow {
-                uuid: row.try_get("window_uuid")?,
-                from: row.try_get::<DateTime<Utc>, _>("window_from")?.into(),
-                to: row.try_get::<DateTime<Utc>, _>("window_to")?.into(),
-                expected: row.try_get("expected_reports")?,
-            };
-            let (status, offset_us) = (row.try_get("status")?, row.try_get("clock_offset_us")?);
-            found.insert(row.try_get("id")?, (window, status, offset_us));
+/// The open window that started last of which something has arrived, among the latest, of each of
+/// some services that have one.
+async fn latest_heard(
+    connection: &mut db::Connection,
+    names: &[String],
+    now: Timestamp,
+) -> Result<HashMap<String, Found>, db::Error> {
+    let now = DateTime::<Utc>::from(now);
+    let mut windows = HashMap::with_capacity(names.len());
+    for chunk in db::chunks(names, NAMES_AT_ONCE) {
+        let mut query = QueryBuilder::<MySql>::new("");
+        let mut parts = query.separated(" UNION ALL ");
+        for name in chunk.iter().map(String::as_str) {
+            parts.push("(").push_unseparated(COLUMNS).push_unseparated("(");
+            parts.push_unseparated(COLUMNS).push_unseparated(Which::Open.windows());
+            parts.push_bind_unseparated(name);
+            parts.push_unseparated(" AND window_from <= ").push_bind_unseparated(now);
+            parts.push_unseparated(" ORDER BY window_from DESC, id DESC LIMIT ");
+            parts.push_bind_unseparated(OPEN_LOOKED_AT);
+            parts.push_unseparated(") latest WHERE EXISTS (SELECT 1 FROM events e ");
+            parts.push_unseparated("WHERE e.window_id = latest.id) ");
+            parts.push_unseparated("ORDER BY window_from DESC, id DESC LIMIT 1)");
+        }
+        for row in &query.build().fetch_all(&mut *connection).await? {
+            windows.extend([found(row)?]);
         }
     }
-    Ok(found)
+    Ok(windows)
+}
+
+fn found(row: &MySqlRow) -> Result<(String, Found), db::Error> {
+    let current = CurrentWindow {
+        uuid: row.try_get("window_uuid")?,
+        from: row.try_get::<DateTime<Utc>, _>("window_from")?.into(),
+        to: row.try_get::<DateTime<Utc>, _>("window_to")?.into(),
+        expected: row.try_get("expected_reports")?,
+    };
+    let found = Found {
+        id: row.try_get("id")?,
+        is_open: row.try_get::<String, _>("status")? == WindowStatus::Open.as_sql(),
+        clock_offset_us: row.try_get("clock_offset_us")?,
+        current,
+    };
+    Ok((row.try_get("service_name")?, found))
 }
 
 /// The last heartbeats of services in windows that have been counted.
 async fn last_counted(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     names: &[String],
 ) -> Result<HashMap<String, LastHeartbeat>, db::Error> {
-    let mut found = HashMap::with_capacity(names.len());
+    let mut counted = HashMap::with_capacity(names.len());
     for chunk in chunks(names) {
         let mut query = QueryBuilder::<MySql>::new(
             "SELECT service_name, report_timestamp, recorded_at, stream_id FROM last_heartbeats \
              WHERE service_name IN ",
         );
         push_list(&mut query, chunk.iter().map(String::as_str));
-        for row in query.build().fetch_all(pool).await? {
-            found.insert(row.try_get("service_name")?, last_heartbeat(&row)?);
+        for row in &query.build().fetch_all(&mut *connection).await? {
+            counted.insert(row.try_get("service_name")?, last_heartbeat(row)?);
         }
     }
-    Ok(found)
+    Ok(counted)
 }
 
 /// The heartbeats of the highest slot of open windows, where none counts as missing yet. Each is one
 /// step into the key of events: asked by a join, MySQL would read every event of the windows.
 async fn last_of_open(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     ids: &[i64],
 ) -> Result<HashMap<i64, LastHeartbeat>, db::Error> {
     let mut found = HashMap::with_capacity(ids.len());
@@ -247,16 +273,16 @@ async fn last_of_open(
             parts.push_unseparated("FROM events WHERE window_id = ").push_bind_unseparated(*id);
             parts.push_unseparated(" ORDER BY slot DESC LIMIT 1)");
         }
-        for row in query.build().fetch_all(pool).await? {
+        for row in &query.build().fetch_all(&mut *connection).await? {
             if row.try_get::<String, _>("status")? != "MISSING" {
-                found.insert(row.try_get("window_id")?, last_heartbeat(&row)?);
+                found.insert(row.try_get("window_id")?, last_heartbeat(row)?);
             }
         }
     }
     Ok(found)
 }
 
-fn last_heartbeat(row: &sqlx::mysql::MySqlRow) -> Result<LastHeartbeat, db::Error> {
+fn last_heartbeat(row: &MySqlRow) -> Result<LastHeartbeat, db::Error> {
     Ok(LastHeartbeat {
         timestamp: row.try_get::<DateTime<Utc>, _>("report_timestamp")?.into(),
         recorded_at: row.try_get::<DateTime<Utc>, _>("recorded_at")?.into(),

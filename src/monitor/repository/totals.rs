@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
-use sqlx::{MySql, MySqlPool, Row};
+use sqlx::{MySql, Row};
 
 use super::{chunks, push_list};
 use crate::db;
@@ -136,7 +136,7 @@ async fn totals_at(
 /// The totals of spans of one length that begin in a span of time, of one service or of all
 /// together, added up.
 pub(in crate::monitor) async fn sum(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     span: Span,
     service: Option<&ServiceName>,
     (from, to): (Timestamp, Timestamp),
@@ -147,7 +147,7 @@ pub(in crate::monitor) async fn sum(
     query.push(" AND begins_at >= ").push_bind(DateTime::<Utc>::from(from));
     query.push(" AND begins_at < ").push_bind(DateTime::<Utc>::from(to));
     let mut sum = Totals::default();
-    for row in &query.build().fetch_all(pool).await? {
+    for row in &query.build().fetch_all(&mut *connection).await? {
         sum.add(&totals(row)?.2, 1);
     }
     Ok(sum)
@@ -155,7 +155,7 @@ pub(in crate::monitor) async fn sum(
 
 /// How many windows are open, of one service or of all.
 pub(in crate::monitor) async fn count_open(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     service: Option<&ServiceName>,
 ) -> Result<i64, db::Error> {
     let mut query =
@@ -163,12 +163,12 @@ pub(in crate::monitor) async fn count_open(
     if let Some(service) = service {
         query.push(" AND service_name = ").push_bind(service.as_str());
     }
-    Ok(query.build_query_scalar().fetch_one(pool).await?)
+    Ok(query.build_query_scalar().fetch_one(connection).await?)
 }
 
 /// Expected, received and error reports of services, in hours that begin at or after an instant.
 pub(in crate::monitor) async fn successes(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     services: &[String],
     from: Timestamp,
 ) -> Result<HashMap<String, (i64, i64, i64)>, db::Error> {
@@ -182,7 +182,8 @@ pub(in crate::monitor) async fn successes(
         query.push_bind(DateTime::<Utc>::from(from)).push(" AND service_name IN ");
         push_list(&mut query, chunk.iter().map(String::as_str));
         query.push(" GROUP BY service_name");
-        let rows = query.build_query_as::<(String, i64, i64, i64)>().fetch_all(pool).await?;
+        let rows =
+            query.build_query_as::<(String, i64, i64, i64)>().fetch_all(&mut *connection).await?;
         found.extend(
             rows.into_iter()
                 .map(|(name, expected, received, errors)| (name, (expected, received, errors))),
@@ -205,7 +206,7 @@ pub(in crate::monitor) struct DayFilter {
 
 /// A page of the totals of services and days: the latest day first, and its services by name.
 pub(in crate::monitor) async fn days(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     filter: &DayFilter,
     limit: u32,
 ) -> Result<Vec<(String, Timestamp, Totals)>, db::Error> {
@@ -228,7 +229,7 @@ pub(in crate::monitor) async fn days(
         query.push(" OR service_name > ").push_bind(service.as_str()).push(")");
     }
     query.push(" ORDER BY begins_at DESC, service_name LIMIT ").push_bind(limit);
-    query.build().fetch_all(pool).await?.iter().map(totals).collect()
+    query.build().fetch_all(connection).await?.iter().map(totals).collect()
 }
 
 fn totals(row: &MySqlRow) -> Result<(String, Timestamp, Totals), db::Error> {

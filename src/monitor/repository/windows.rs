@@ -121,7 +121,7 @@ pub(in crate::monitor) async fn open_windows(
 
 /// Windows by their uuid, without counts of open ones.
 pub(in crate::monitor) async fn windows_by_uuid(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     uuids: &[Uuid],
 ) -> Result<HashMap<Uuid, StoredWindow>, db::Error> {
     let mut found = HashMap::with_capacity(uuids.len());
@@ -129,7 +129,7 @@ pub(in crate::monitor) async fn windows_by_uuid(
         let mut query = QueryBuilder::<MySql>::new(COLUMNS);
         query.push("WHERE window_uuid IN ");
         push_list(&mut query, chunk.iter().map(Uuid::to_string));
-        for row in query.build().fetch_all(pool).await? {
+        for row in query.build().fetch_all(&mut *connection).await? {
             let window = stored(&row)?;
             found.insert(window.window.uuid, window);
         }
@@ -139,19 +139,19 @@ pub(in crate::monitor) async fn windows_by_uuid(
 
 /// Windows by their uuid, with their counts as of now.
 pub(in crate::monitor) async fn find_windows(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     uuids: &[Uuid],
 ) -> Result<HashMap<Uuid, StoredWindow>, db::Error> {
     let distinct: BTreeSet<Uuid> = uuids.iter().copied().collect();
     let distinct: Vec<Uuid> = distinct.into_iter().collect();
-    let found = windows_by_uuid(pool, &distinct).await?;
-    let found = with_counts(pool, found.into_values().collect()).await?;
+    let found = windows_by_uuid(connection, &distinct).await?;
+    let found = with_counts(connection, found.into_values().collect()).await?;
     Ok(found.into_iter().map(|window| (window.window.uuid, window)).collect())
 }
 
 /// Windows by their row, with counts as of now, in no order.
 pub(in crate::monitor) async fn windows_by_id(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     ids: &[i64],
 ) -> Result<Vec<StoredWindow>, db::Error> {
     let mut found = Vec::with_capacity(ids.len());
@@ -159,17 +159,17 @@ pub(in crate::monitor) async fn windows_by_id(
         let mut query = QueryBuilder::<MySql>::new(COLUMNS);
         query.push("WHERE id IN ");
         push_list(&mut query, chunk.iter().copied());
-        for row in query.build().fetch_all(pool).await? {
+        for row in query.build().fetch_all(&mut *connection).await? {
             found.push(stored(&row)?);
         }
     }
-    with_counts(pool, found).await
+    with_counts(connection, found).await
 }
 
 /// A page of windows with their counts as of now, from the latest start to the earliest, and whether
 /// there are more. It ends early where open windows have very many slots, because they are counted.
 pub(in crate::monitor) async fn list_windows(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     filter: &Filter,
     limit: u32,
 ) -> Result<(Vec<StoredWindow>, bool), db::Error> {
@@ -195,12 +195,12 @@ pub(in crate::monitor) async fn list_windows(
     }
     // One more than asked for shows whether there are more.
     query.push(" ORDER BY window_from DESC, id DESC LIMIT ").push_bind(limit + 1);
-    let rows = query.build().fetch_all(pool).await?;
+    let rows = query.build().fetch_all(&mut *connection).await?;
     let mut windows: Vec<_> = rows.iter().map(stored).collect::<Result<_, _>>()?;
     let fit = as_far_as_they_can_be_counted(&windows).min(limit as usize);
     let are_more = fit < windows.len();
     windows.truncate(fit);
-    Ok((with_counts(pool, windows).await?, are_more))
+    Ok((with_counts(connection, windows).await?, are_more))
 }
 
 /// Names the index that holds windows of a service, a status or both in the order of lists. MariaDB
@@ -256,15 +256,14 @@ pub(in crate::monitor) async fn counts(
 
 /// Adds what is not kept in the row: the counts of open windows, and of unscheduled heartbeats.
 async fn with_counts(
-    pool: &MySqlPool,
+    connection: &mut db::Connection,
     mut windows: Vec<StoredWindow>,
 ) -> Result<Vec<StoredWindow>, db::Error> {
-    let mut connection = pool.acquire().await?;
     let is_open = |window: &&StoredWindow| window.status == WindowStatus::Open;
     let open: Vec<i64> = windows.iter().filter(is_open).map(|window| window.id).collect();
     let all: Vec<i64> = windows.iter().map(|window| window.id).collect();
-    let counted = counts(&mut connection, &open).await?;
-    let unscheduled = unscheduled(&mut connection, &all).await?;
+    let counted = counts(connection, &open).await?;
+    let unscheduled = unscheduled(connection, &all).await?;
     for window in &mut windows {
         if let Some((counts, last)) = counted.get(&window.id) {
             window.counts = *counts;
