@@ -146,7 +146,7 @@ impl Questions {
     }
 
     fn of_services(&mut self) -> Vec<String> {
-        let mut parameters = vec![self.pick(&["", "limit=5", "limit=100"]).to_owned()];
+        let mut parameters = vec![self.pick(&["", "limit=5", "limit=50"]).to_owned()];
         if self.one_in(3) {
             parameters.push(format!("cursor={}", self.name()));
         }

@@ -9,7 +9,7 @@
 //!
 //! What one request may look at is bounded, so that a page may hold fewer events than it could, or
 //! none, where very many windows hold nothing that is asked for. There is more as long as it says
-//! where the next begins.
+//! where the next begins. Windows whose events are gone are passed over, however many there are.
 
 use utoipa::ToSchema;
 use uuid::Uuid;

@@ -77,6 +77,15 @@ fn chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
     db::chunks(rows, MAX_CHUNK)
 }
 
+/// Cuts a list for a question that may name a value twice: where it is too short for one of few shapes,
+/// its last value is named again, so that one question is enough. `most` is a power of two.
+fn filled<T>(values: &[T], most: usize) -> impl Iterator<Item = Vec<&T>> {
+    values.chunks(most).map(|chunk| {
+        let again = chunk.last().into_iter().cycle();
+        chunk.iter().chain(again).take(chunk.len().next_power_of_two()).collect()
+    })
+}
+
 /// Adds `(?, ?, …)` for a chunk of values.
 fn push_list<'q, T>(query: &mut QueryBuilder<MySql>, values: impl Iterator<Item = T>)
 where
@@ -88,4 +97,20 @@ where
         list.push_bind(value);
     }
     query.push(")");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_filled_up_with_their_last_value() {
+        let filled = |values: &[u8], most| -> Vec<Vec<u8>> {
+            filled(values, most).map(|list| list.into_iter().copied().collect()).collect()
+        };
+        assert_eq!(filled(&[1, 2, 3, 4, 5, 6, 7], 4), [[1, 2, 3, 4], [5, 6, 7, 7]]);
+        assert_eq!(filled(&[1, 2, 3, 4, 5], 8), [[1, 2, 3, 4, 5, 5, 5, 5]]);
+        assert_eq!(filled(&[1], 8), [[1]]);
+        assert!(filled(&[], 8).is_empty());
+    }
 }

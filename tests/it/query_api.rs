@@ -125,7 +125,7 @@ async fn what_cannot_be_answered_is_refused_by_name() {
         ("stats/daily?from=2026-11-22&to=2026-11-21", "from must be before to"),
         ("stats/daily?cursor=x", "cursor must be"),
         ("stats/daily?limit=501", "limit must be from 1 to 500"),
-        ("services?limit=101", "limit must be from 1 to 100"),
+        ("services?limit=51", "limit must be from 1 to 50"),
         ("services?cursor=*", "cursor must be"),
     ] {
         let (status, body) = api.get(&format!("/api/monitor/{query}")).await;

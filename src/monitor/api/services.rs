@@ -20,7 +20,7 @@ use crate::monitor::totals::Span;
 use crate::wire::{ServiceName, StreamId, Timestamp};
 
 /// Services of one page, unless asked otherwise, and at the most.
-const SERVICES: (u32, u32) = (50, 100);
+const SERVICES: (u32, u32) = (50, 50);
 /// How far back the rate of success goes.
 const SUCCESS_OVER: Duration = Duration::from_hours(24);
 

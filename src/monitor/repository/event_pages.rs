@@ -10,8 +10,8 @@ use sqlx::{MySql, Row};
 use uuid::Uuid;
 
 use super::events::{SlotEvent, slot_event};
-use super::push_list;
 use super::windows::in_order;
+use super::{MAX_CHUNK, filled, push_list};
 use crate::db;
 use crate::monitor::window::WindowStatus;
 use crate::wire::{ServiceName, Timestamp};
@@ -209,17 +209,15 @@ pub(in crate::monitor) async fn events_of_several(
     window_ids: &[i64],
     filter: &EventFilter,
 ) -> Result<HashMap<i64, Vec<ListedEvent>>, db::Error> {
-    let Some(last) = window_ids.last() else { return Ok(HashMap::new()) };
-    // One question of few shapes: the last is named as often as it takes.
-    let shape = window_ids.len().next_power_of_two();
-    let named = window_ids.iter().chain(std::iter::repeat(last)).take(shape);
-    let mut query = QueryBuilder::<MySql>::new(EVENT_COLUMNS);
-    query.push("IN ");
-    push_list(&mut query, named.copied());
-    filter.push(&mut query);
     let mut found: HashMap<i64, Vec<ListedEvent>> = HashMap::with_capacity(window_ids.len());
-    for row in &query.build().fetch_all(&mut *connection).await? {
-        found.entry(row.try_get("window_id")?).or_default().push(listed_event(row)?);
+    for chunk in filled(window_ids, MAX_CHUNK) {
+        let mut query = QueryBuilder::<MySql>::new(EVENT_COLUMNS);
+        query.push("IN ");
+        push_list(&mut query, chunk.into_iter().copied());
+        filter.push(&mut query);
+        for row in &query.build().fetch_all(&mut *connection).await? {
+            found.entry(row.try_get("window_id")?).or_default().push(listed_event(row)?);
+        }
     }
     for events in found.values_mut() {
         events.sort_unstable_by_key(|event| std::cmp::Reverse(event.slot));

@@ -8,12 +8,14 @@ use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, Row};
 
 use super::counting::LastHeartbeat;
-use super::{chunks, push_list};
+use super::{MAX_CHUNK, filled, push_list};
 use crate::db;
 use crate::monitor::window::WindowStatus;
 use crate::wire::Timestamp;
 
-/// Most services, or windows, that one statement asks for one by one.
+/// Most services, or windows, that one statement asks for one by one. A statement has its table open as
+/// often as it names it, and MySQL keeps 250 tables open for a connection and those beside it: where
+/// it needs more, it opens them anew each time.
 const NAMES_AT_ONCE: usize = 64;
 /// Most open windows of a service in which a heartbeat is looked for.
 const OPEN_LOOKED_AT: u32 = 16;
@@ -52,7 +54,8 @@ pub(in crate::monitor) async fn services(
     // Nearly always the window that started last is the open one, and something of it has arrived.
     let mut open = latest.clone();
     open.retain(|_, window| window.is_open);
-    open.extend(latest_windows(connection, &missing(&names, &open), Which::Open, now).await?);
+    let others = latest_windows(connection, &missing(&names, &open), Which::Open, now).await?;
+    open.extend(others.into_iter().filter(|(_, window)| window.is_open));
     let mut heard = last_of_open(connection, &ids(&open)).await?;
     let mut current = open.clone();
     current.retain(|_, window| heard.contains_key(&window.id));
@@ -116,7 +119,7 @@ async fn next_names(
     before: &[String],
 ) -> Result<Vec<String>, db::Error> {
     let mut found = Vec::with_capacity(before.len());
-    for chunk in db::chunks(before, NAMES_AT_ONCE) {
+    for chunk in filled(before, NAMES_AT_ONCE) {
         let mut query = QueryBuilder::<MySql>::new("");
         let mut parts = query.separated(" UNION ALL ");
         for name in chunk {
@@ -150,8 +153,8 @@ enum Which {
 }
 
 impl Which {
-    /// The beginning of a question about them. The index is named because MySQL would otherwise
-    /// read every window of a service.
+    /// The beginning of a question about those of one service. The index is named because MySQL would
+    /// otherwise read every window of a service.
     const fn windows(self) -> &'static str {
         match self {
             Self::Any => "windows FORCE INDEX (windows_by_service) WHERE service_name = ",
@@ -165,8 +168,9 @@ impl Which {
 
 /// The window that started last, of each of some services that have one.
 ///
-/// Each is found by two steps into the index: the latest start, and of windows that started then the
-/// one that was stored last. Asked for by their order, MySQL would take four times as long.
+/// The latest starts come first, and then, of windows that started at the same time, the one that was
+/// stored last: each is one step into the index. Asked for by their order, MySQL would take four times
+/// as long.
 async fn latest_windows(
     connection: &mut db::Connection,
     names: &[String],
@@ -174,23 +178,54 @@ async fn latest_windows(
     now: Timestamp,
 ) -> Result<HashMap<String, Found>, db::Error> {
     let now = DateTime::<Utc>::from(now);
-    let mut windows = HashMap::with_capacity(names.len());
-    for chunk in db::chunks(names, NAMES_AT_ONCE) {
+    let mut ids = Vec::with_capacity(names.len());
+    for chunk in filled(names, NAMES_AT_ONCE) {
         let mut query = QueryBuilder::<MySql>::new("");
         let mut parts = query.separated(" UNION ALL ");
-        for name in chunk.iter().map(String::as_str) {
-            parts.push(COLUMNS).push_unseparated("windows WHERE id = (SELECT MAX(id) FROM ");
-            parts.push_unseparated(which.windows()).push_bind_unseparated(name);
-            parts.push_unseparated(" AND window_from = (SELECT MAX(window_from) FROM ");
-            parts.push_unseparated(which.windows()).push_bind_unseparated(name);
+        for (number, name) in chunk.iter().enumerate() {
+            parts.push(format!("SELECT {number}, MAX(window_from) FROM "));
+            parts.push_unseparated(which.windows()).push_bind_unseparated(name.as_str());
             parts.push_unseparated(" AND window_from <= ").push_bind_unseparated(now);
-            parts.push_unseparated("))");
         }
+        let query = query.build_query_as::<(i64, Option<DateTime<Utc>>)>();
+        let starts =
+            query.fetch_all(&mut *connection).await?.into_iter().filter_map(|(number, start)| {
+                Some((*chunk.get(usize::try_from(number).ok()?)?, start?))
+            });
+        ids.extend(last_stored(connection, starts.collect(), which).await?);
+    }
+    let mut windows = HashMap::with_capacity(ids.len());
+    for chunk in filled(&ids, MAX_CHUNK) {
+        let mut query = QueryBuilder::<MySql>::new(COLUMNS);
+        query.push("windows WHERE id IN ");
+        push_list(&mut query, chunk.iter().copied());
         for row in &query.build().fetch_all(&mut *connection).await? {
             windows.extend([found(row)?]);
         }
     }
     Ok(windows)
+}
+
+/// Of the windows of each service that started at an instant, the one that was stored last.
+async fn last_stored(
+    connection: &mut db::Connection,
+    starts: Vec<(&String, DateTime<Utc>)>,
+    which: Which,
+) -> Result<Vec<i64>, db::Error> {
+    let mut ids = Vec::with_capacity(starts.len());
+    for chunk in filled(&starts, NAMES_AT_ONCE) {
+        let mut query = QueryBuilder::<MySql>::new("");
+        let mut parts = query.separated(" UNION ALL ");
+        for (name, start) in chunk {
+            parts.push("SELECT MAX(id) FROM ").push_unseparated(which.windows());
+            parts.push_bind_unseparated(name.as_str());
+            parts.push_unseparated(" AND window_from = ").push_bind_unseparated(*start);
+        }
+        let found: Vec<Option<i64>> =
+            query.build_query_scalar().fetch_all(&mut *connection).await?;
+        ids.extend(found.into_iter().flatten());
+    }
+    Ok(ids)
 }
 
 /// The open window that started last of which something has arrived, among the latest, of each of
@@ -202,10 +237,10 @@ async fn latest_heard(
 ) -> Result<HashMap<String, Found>, db::Error> {
     let now = DateTime::<Utc>::from(now);
     let mut windows = HashMap::with_capacity(names.len());
-    for chunk in db::chunks(names, NAMES_AT_ONCE) {
+    for chunk in filled(names, NAMES_AT_ONCE) {
         let mut query = QueryBuilder::<MySql>::new("");
         let mut parts = query.separated(" UNION ALL ");
-        for name in chunk.iter().map(String::as_str) {
+        for name in chunk.into_iter().map(String::as_str) {
             parts.push("(").push_unseparated(COLUMNS).push_unseparated("(");
             parts.push_unseparated(COLUMNS).push_unseparated(Which::Open.windows());
             parts.push_bind_unseparated(name);
@@ -245,12 +280,12 @@ async fn last_counted(
     names: &[String],
 ) -> Result<HashMap<String, LastHeartbeat>, db::Error> {
     let mut counted = HashMap::with_capacity(names.len());
-    for chunk in chunks(names) {
+    for chunk in filled(names, MAX_CHUNK) {
         let mut query = QueryBuilder::<MySql>::new(
             "SELECT service_name, report_timestamp, recorded_at, stream_id FROM last_heartbeats \
              WHERE service_name IN ",
         );
-        push_list(&mut query, chunk.iter().map(String::as_str));
+        push_list(&mut query, chunk.into_iter().map(String::as_str));
         for row in &query.build().fetch_all(&mut *connection).await? {
             counted.insert(row.try_get("service_name")?, last_heartbeat(row)?);
         }
@@ -265,7 +300,7 @@ async fn last_of_open(
     ids: &[i64],
 ) -> Result<HashMap<i64, LastHeartbeat>, db::Error> {
     let mut found = HashMap::with_capacity(ids.len());
-    for chunk in db::chunks(ids, NAMES_AT_ONCE) {
+    for chunk in filled(ids, NAMES_AT_ONCE) {
         let mut query = QueryBuilder::<MySql>::new("");
         let mut parts = query.separated(" UNION ALL ");
         for id in chunk {

@@ -8,7 +8,7 @@ use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, Row};
 
-use super::{chunks, push_list};
+use super::{MAX_CHUNK, chunks, filled, push_list};
 use crate::db;
 use crate::monitor::totals::{Count, Span, Totals};
 use crate::wire::{ServiceName, Timestamp};
@@ -173,14 +173,14 @@ pub(in crate::monitor) async fn successes(
     from: Timestamp,
 ) -> Result<HashMap<String, (i64, i64, i64)>, db::Error> {
     let mut found = HashMap::with_capacity(services.len());
-    for chunk in chunks(services) {
+    for chunk in filled(services, MAX_CHUNK) {
         let mut query = QueryBuilder::<MySql>::new(
             "SELECT service_name, CAST(SUM(expected_reports) AS SIGNED), \
              CAST(SUM(received_reports) AS SIGNED), CAST(SUM(error_reports) AS SIGNED) \
              FROM report_totals WHERE span = 'hour' AND begins_at >= ",
         );
         query.push_bind(DateTime::<Utc>::from(from)).push(" AND service_name IN ");
-        push_list(&mut query, chunk.iter().map(String::as_str));
+        push_list(&mut query, chunk.into_iter().map(String::as_str));
         query.push(" GROUP BY service_name");
         let rows =
             query.build_query_as::<(String, i64, i64, i64)>().fetch_all(&mut *connection).await?;

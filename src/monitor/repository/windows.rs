@@ -8,7 +8,7 @@ use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
 use uuid::Uuid;
 
-use super::{chunks, push_list};
+use super::{MAX_CHUNK, chunks, filled, push_list};
 use crate::db;
 use crate::monitor::register::Sighting;
 use crate::monitor::window::{Counts, StoredWindow, WindowStatus};
@@ -125,10 +125,10 @@ pub(in crate::monitor) async fn windows_by_uuid(
     uuids: &[Uuid],
 ) -> Result<HashMap<Uuid, StoredWindow>, db::Error> {
     let mut found = HashMap::with_capacity(uuids.len());
-    for chunk in chunks(uuids) {
+    for chunk in filled(uuids, MAX_CHUNK) {
         let mut query = QueryBuilder::<MySql>::new(COLUMNS);
         query.push("WHERE window_uuid IN ");
-        push_list(&mut query, chunk.iter().map(Uuid::to_string));
+        push_list(&mut query, chunk.into_iter().map(Uuid::to_string));
         for row in query.build().fetch_all(&mut *connection).await? {
             let window = stored(&row)?;
             found.insert(window.window.uuid, window);
@@ -155,10 +155,10 @@ pub(in crate::monitor) async fn windows_by_id(
     ids: &[i64],
 ) -> Result<Vec<StoredWindow>, db::Error> {
     let mut found = Vec::with_capacity(ids.len());
-    for chunk in chunks(ids) {
+    for chunk in filled(ids, MAX_CHUNK) {
         let mut query = QueryBuilder::<MySql>::new(COLUMNS);
         query.push("WHERE id IN ");
-        push_list(&mut query, chunk.iter().copied());
+        push_list(&mut query, chunk.into_iter().copied());
         for row in query.build().fetch_all(&mut *connection).await? {
             found.push(stored(&row)?);
         }
@@ -232,13 +232,13 @@ pub(in crate::monitor) async fn counts(
     ids: &[i64],
 ) -> Result<HashMap<i64, (Counts, Timestamp)>, db::Error> {
     let mut counted = HashMap::with_capacity(ids.len());
-    for chunk in chunks(ids) {
+    for chunk in filled(ids, MAX_CHUNK) {
         let mut query = QueryBuilder::<MySql>::new(
             "SELECT window_id, COUNT(*) AS known, COUNT(IF(status = 'ERROR', 1, NULL)) AS errors, \
              COUNT(IF(status = 'MISSING', 1, NULL)) AS missing, COUNT(cause) AS unobserved, \
              MAX(recorded_at) AS last FROM events WHERE window_id IN ",
         );
-        push_list(&mut query, chunk.iter().copied());
+        push_list(&mut query, chunk.into_iter().copied());
         query.push(" GROUP BY window_id");
         for row in query.build().fetch_all(&mut *connection).await? {
             let known = number(&row, "known")?;
@@ -282,11 +282,11 @@ pub(in crate::monitor) async fn unscheduled(
     ids: &[i64],
 ) -> Result<HashMap<i64, u32>, db::Error> {
     let mut counted = HashMap::new();
-    for chunk in chunks(ids) {
+    for chunk in filled(ids, MAX_CHUNK) {
         let mut query = QueryBuilder::<MySql>::new(
             "SELECT window_id, COUNT(*) AS unscheduled FROM unscheduled_events WHERE window_id IN ",
         );
-        push_list(&mut query, chunk.iter().copied());
+        push_list(&mut query, chunk.into_iter().copied());
         query.push(" GROUP BY window_id");
         for row in query.build().fetch_all(&mut *connection).await? {
             counted.insert(row.try_get("window_id")?, number(&row, "unscheduled")?);
