@@ -15,6 +15,8 @@
 //! Any number of monitors may prune: each takes what no other has locked. Every stage of a step is a
 //! transaction of its own, which happened or did not, whenever a process dies.
 
+mod outcome;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,6 +24,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::outcome::INTERVAL;
+pub use self::outcome::Outcome;
 use super::Monitor;
 use super::repository::{self, Sums, Turn};
 use super::retention::SLICES_KEPT;
@@ -30,14 +34,10 @@ use super::window::StoredWindow;
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
-/// Pause when nothing is left to do.
-const INTERVAL: Duration = Duration::from_mins(1);
-/// How many times as long as a step took the pause after it is: a fifth of the time at the most.
-const PAUSES_PER_STEP: u32 = 4;
 /// Most windows of one transaction.
 const WINDOWS_PER_STEP: u32 = 64;
 /// Most rows that one transaction deletes, beside those of its windows.
-const ROWS_PER_STEP: u64 = 2_000;
+const ROWS_PER_STEP: u64 = 1_000;
 /// Most slices that one transaction deletes.
 const SLICES_PER_STEP: u64 = 512;
 /// Most slots of windows whose totals are archived in one transaction, unless one alone has more.
@@ -62,48 +62,6 @@ pub const TABLES: [&str; 7] = [
     "archived_totals",
 ];
 
-/// What a step has done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Windows whose events were taken out of the ledger.
-    pub let_go: usize,
-    /// Windows that had not been counted, and are to be.
-    pub to_count: usize,
-    /// Windows that are old enough and have to wait, while there may be others behind them.
-    pub passed_over: usize,
-    /// Rows that were deleted, by table.
-    pub deleted: BTreeMap<&'static str, u64>,
-}
-
-impl Outcome {
-    /// Whether there was nothing to do.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// How many rows were deleted.
-    #[must_use]
-    pub fn rows(&self) -> u64 {
-        self.deleted.values().sum()
-    }
-
-    fn count(&mut self, table: &'static str, rows: u64) {
-        if rows > 0 {
-            *self.deleted.entry(table).or_default() += rows;
-        }
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.let_go += other.let_go;
-        self.to_count += other.to_count;
-        self.passed_over += other.passed_over;
-        for (table, rows) in &other.deleted {
-            self.count(table, *rows);
-        }
-    }
-}
-
 /// Prunes until told to stop.
 ///
 /// # Errors
@@ -119,11 +77,10 @@ pub async fn run(monitor: Monitor, shutdown: CancellationToken) -> anyhow::Resul
             () = shutdown.cancelled() => return Ok(()),
         };
         pause = match outcome {
-            Ok(outcome) if outcome.is_idle() => INTERVAL,
             Ok(outcome) => {
                 let (rows, windows) = (outcome.rows(), outcome.let_go);
                 tracing::debug!(rows, windows, "pruned");
-                began.elapsed() * PAUSES_PER_STEP
+                outcome.pause(began.elapsed())
             }
             Err(error) => {
                 monitor.metrics.prune_failures.inc();
@@ -219,7 +176,7 @@ async fn let_go(
     let (outcome, looked_to) =
         db::long_transaction(&monitor.pool, "archive totals", move |connection| {
             Box::pin(async move {
-                let stays = (Outcome::default(), behind);
+                let stays = (Outcome { has_to_wait: true, ..Outcome::default() }, behind);
                 let Some(turn) = repository::take_turn(connection).await? else { return Ok(stays) };
                 if turn.recounted_to.is_some() {
                     // What a window adds anew is not known yet.

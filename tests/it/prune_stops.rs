@@ -41,7 +41,7 @@ async fn a_step_is_small_and_happens_or_does_not() {
         let step = prune::prune_once(&other, later);
         drop(tokio::time::timeout(Duration::from_millis(1), step).await);
         let step = prune::prune_once(&monitor, later).await.unwrap();
-        assert!(step.deleted.get("events").is_none_or(|rows| *rows <= 2_000), "{step:?}");
+        assert!(step.deleted.get("events").is_none_or(|rows| *rows <= 1_000), "{step:?}");
         steps += 1;
     }
     assert!(steps >= 2, "{steps}");

@@ -108,6 +108,20 @@ async fn what_a_step_has_no_room_for_is_next() {
     assert_eq!(steps, [50, 16]);
 }
 
+/// Whoever counts has the totals to itself, for a moment; a monitor that prunes comes back for it soon.
+#[tokio::test]
+async fn what_waits_for_the_count_says_so() {
+    let monitor = Ground::new().await.monitor().await;
+    let (_, later) = old(&monitor, 2).await;
+    let mut counting = monitor.pool.begin().await.unwrap();
+    sqlx::raw_sql("SELECT 1 FROM counting FOR UPDATE").execute(&mut *counting).await.unwrap();
+    let waiting = prune::prune_once(&monitor, later).await.unwrap();
+    assert!(waiting.has_to_wait && waiting.let_go == 0, "{waiting:?}");
+    counting.rollback().await.unwrap();
+    let pruned = prune::prune_once(&monitor, later).await.unwrap();
+    assert!(!pruned.has_to_wait && pruned.let_go == 2, "{pruned:?}");
+}
+
 /// Of a window that nobody has heard of yet, everything may still be in the stream.
 #[tokio::test]
 async fn what_an_outage_holds_up_is_not_taken_for_gone() {
