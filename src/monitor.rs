@@ -164,8 +164,8 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A connection for several questions: the pool asks the server twice more for each that it is
-    /// asked itself.
+    /// A connection for several questions, because each time that the pool lends one it asks the
+    /// server twice more: before, to roll back, and afterwards, whether it is alive.
     ///
     /// # Errors
     /// When none is free or can be opened in time.

@@ -78,8 +78,10 @@ pub async fn run(monitor: Monitor, shutdown: CancellationToken) -> anyhow::Resul
         };
         pause = match outcome {
             Ok(outcome) => {
-                let (rows, windows) = (outcome.rows(), outcome.let_go);
-                tracing::debug!(rows, windows, "pruned");
+                if !outcome.is_idle() {
+                    let (rows, windows) = (outcome.rows(), outcome.let_go);
+                    tracing::debug!(rows, windows, "pruned");
+                }
                 outcome.pause(began.elapsed())
             }
             Err(error) => {

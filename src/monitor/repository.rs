@@ -1,7 +1,8 @@
 //! The monitor's SQL. Knows rows and statements, no HTTP and no rules.
 //!
-//! Statements come in few shapes: lists of values are cut into chunks whose lengths are powers of
-//! two, so that each connection prepares each shape once.
+//! Statements come in few shapes, so that each connection prepares each shape once: lists of values
+//! are cut into chunks whose lengths are powers of two, or, where a value may be named twice and
+//! somebody waits for the answer, filled up to such a length.
 
 mod audit;
 mod closing;

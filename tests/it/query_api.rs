@@ -273,3 +273,31 @@ async fn the_last_heartbeat_is_the_last_that_arrived_and_never_goes_back() {
     ingest::ingest(&api.monitor, vec![heartbeat(&second, 0)], now).await.unwrap();
     assert_eq!(last().await, second.due(0).to_string());
 }
+
+/// Whatever closed after it or has yet to start. Of those that start together it is the one stored last.
+#[tokio::test]
+async fn the_open_window_is_the_one_that_started_last() {
+    let api = Api::new().await;
+    let now = clock::now();
+    let ago = |seconds| now.minus(Duration::from_secs(seconds));
+    let shown = async || {
+        let (_, page) = api.get("/api/monitor/services").await;
+        let services = page["services"].as_array().unwrap().clone();
+        let open = |service: &Value| service["open_window"]["window_uuid"].clone();
+        services.iter().map(open).collect::<Vec<_>>()
+    };
+    let tell = async |windows: &[&Window]| {
+        let told = windows.iter().map(|window| announcement(window)).collect();
+        ingest::announce(&api.monitor, told, now).await.unwrap();
+    };
+    let [long, short] = [(600, 100), (300, 1)].map(|(start, slots)| window("a", ago(start), slots));
+    let coming = window("a", now.plus(Duration::from_mins(5)), 3);
+    tell(&[&long, &short, &coming, &window("b", now.plus(Duration::from_mins(5)), 3)]).await;
+    sweep::sweep_all(&api.monitor, now).await.unwrap();
+    assert_eq!(shown().await, [json!(long.uuid), Value::Null]);
+    let together = [window("a", ago(5), 10), window("a", ago(5), 10)];
+    for window in &together {
+        tell(&[window]).await;
+    }
+    assert_eq!(shown().await, [json!(together[1].uuid), Value::Null]);
+}
