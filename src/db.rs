@@ -9,30 +9,23 @@
 mod connections;
 mod error;
 mod reader;
+mod schema;
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use futures_util::future::BoxFuture;
-use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator};
 use sqlx::mysql::{MySqlConnection, MySqlPoolOptions, MySqlQueryResult};
 use sqlx::{Acquire, ConnectOptions, Connection as _, MySqlPool};
 
 pub use self::connections::{Connections, connections};
 pub use self::error::{Class, Error, classify};
 pub use self::reader::Reader;
+pub use self::schema::{MONITOR_SCHEMA, PAYMENTS_SCHEMA, Schema, migrate, prepare_schema};
 use crate::config::DatabaseUrl;
 
 /// A connection inside a transaction, as [`transaction`] hands it to its body.
 pub type Connection = MySqlConnection;
-
-/// Schema of the payments database.
-pub static PAYMENTS_SCHEMA: LazyLock<Migrator> =
-    LazyLock::new(|| only_growing(sqlx::migrate!("migrations/payments")));
-/// Schema of the monitor database.
-pub static MONITOR_SCHEMA: LazyLock<Migrator> =
-    LazyLock::new(|| only_growing(sqlx::migrate!("migrations/monitor")));
 
 /// Most connections that one process opens to one database.
 const MAX_CONNECTIONS: u32 = 16;
@@ -52,16 +45,8 @@ const MAX_ATTEMPTS: u32 = 5;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Prepared statements that one connection keeps: all shapes that we use.
 const STATEMENT_CACHE: usize = 256;
-/// How long to wait for another process that changes the schema, in seconds.
-const MIGRATION_PATIENCE_SECONDS: u32 = 60;
 /// Pause between two attempts to reach a database at start.
 const START_RETRY: Duration = Duration::from_millis(300);
-
-/// Schemas only grow, so that during an upgrade an older program goes on with a newer schema.
-fn only_growing(mut schema: Migrator) -> Migrator {
-    schema.set_ignore_missing(true);
-    schema
-}
 
 /// Opens a pool and waits until the database answers.
 ///
@@ -149,107 +134,6 @@ pub async fn close(pool: &MySqlPool) {
 pub async fn ping(pool: &MySqlPool) -> Result<(), Error> {
     sqlx::raw_sql("SELECT 1").execute(pool).await?;
     Ok(())
-}
-
-/// Brings a schema up to date, or checks that it is. `what` is as in [`connect`].
-///
-/// # Errors
-/// A schema that is behind and may not be changed, or cannot be changed.
-pub async fn prepare_schema(
-    pool: &MySqlPool,
-    schema: &'static Migrator,
-    what: &str,
-    may_change: bool,
-) -> anyhow::Result<()> {
-    let applied = applied(pool, schema, what).await?;
-    // Asked second, because another process may be at it: what it has begun is not applied yet.
-    let unfinished = pool.acquire().await?.dirty_version(&schema.table_name).await.unwrap_or(None);
-    let is_applied = |migration: &Migration| {
-        let same = |known: &AppliedMigration| {
-            known.version == migration.version && known.checksum == migration.checksum
-        };
-        applied.iter().any(same)
-    };
-    if unfinished.is_none() && schema.iter().all(is_applied) {
-        // Nothing is written, so that a role also starts while its database takes no writes.
-        return Ok(());
-    }
-    if may_change {
-        return migrate(pool, schema, what).await;
-    }
-    if let Some(version) = unfinished {
-        bail!(
-            "version {version} of the schema of the {what} was begun and not finished: run \
-             `heartbeat migrate` to see why"
-        );
-    }
-    let wanted = schema.iter().map(|migration| migration.version).max().unwrap_or(0);
-    let found = applied.iter().map(|migration| migration.version).max().unwrap_or(0);
-    if found < wanted {
-        bail!(
-            "the schema of the {what} is at version {found} and this program needs {wanted}: run \
-             `heartbeat migrate {}` with its address as --database-url, or start its role with \
-             CREATE_SCHEMA_ON_STARTUP=true",
-            what.trim_end_matches(" database")
-        );
-    }
-    Ok(())
-}
-
-/// The migrations that were applied.
-async fn applied(
-    pool: &MySqlPool,
-    schema: &Migrator,
-    what: &str,
-) -> anyhow::Result<Vec<AppliedMigration>> {
-    let mut connection = pool.acquire().await?;
-    match connection.list_applied_migrations(&schema.table_name).await {
-        Ok(applied) => Ok(applied),
-        // Without the table, which only a migration makes, none was applied.
-        Err(MigrateError::Execute(error)) if classify(&error) == Class::Configuration => {
-            Ok(Vec::new())
-        }
-        Err(error) => Err(error).with_context(|| format!("reading the schema of the {what}")),
-    }
-}
-
-/// Brings a schema up to date. Several processes may do so at once: one works, the others wait.
-///
-/// # Errors
-/// When a migration fails.
-pub async fn migrate(
-    pool: &MySqlPool,
-    schema: &'static Migrator,
-    what: &str,
-) -> anyhow::Result<()> {
-    let pool = pool.clone();
-    let applied = tokio::spawn(async move { migrate_alone(&pool, schema).await }).await?;
-    applied.with_context(|| format!("bringing the schema of the {what} up to date"))
-}
-
-/// Applies what is missing while no other process does. The driver's own lock waits for ever, which
-/// MariaDB takes for not at all.
-async fn migrate_alone(pool: &MySqlPool, schema: &'static Migrator) -> anyhow::Result<()> {
-    const NAME: &str = "CONCAT('heartbeat schema ', DATABASE())";
-    let mut connection = pool.acquire().await?;
-    // It says nothing while the schema changes, for as long as that takes, and must keep the lock.
-    sqlx::raw_sql("SET SESSION wait_timeout = 86400").execute(&mut *connection).await?;
-    let lock =
-        sqlx::AssertSqlSafe(format!("SELECT GET_LOCK({NAME}, {MIGRATION_PATIENCE_SECONDS})"));
-    let locked: Option<i64> = sqlx::query_scalar(lock).fetch_one(&mut *connection).await?;
-    if locked != Some(1) {
-        bail!("another process has been at it for {MIGRATION_PATIENCE_SECONDS} s; try again later");
-    }
-    let applied = schema.run(pool).await;
-    // Closing ends the lock as well, whatever became of the migration.
-    connection.close().await.ok();
-    match applied {
-        Err(MigrateError::Dirty(version)) => bail!(
-            "version {version} was begun and not finished; restore the database from a backup, or \
-             finish it by hand and set `success` in the table _sqlx_migrations"
-        ),
-        other => Ok(other?),
-    }
 }
 
 /// Waits for the answer to a question, but not for ever.

@@ -9,7 +9,7 @@ use heartbeat::config::{DatabaseArgs, DatabaseUrl};
 use heartbeat::db;
 use heartbeat::local::{Engine, Options, Servers};
 use redis::aio::MultiplexedConnection;
-use sqlx::migrate::Migrator;
+
 use sqlx::mysql::MySqlPoolOptions;
 use sqlx::{AssertSqlSafe, MySqlPool};
 use tokio::sync::Mutex;
@@ -69,7 +69,7 @@ impl Ground {
     }
 
     /// A new, empty database with some schema.
-    pub async fn database_of(&self, schema: &'static LazyLock<Migrator>) -> Database {
+    pub async fn database_of(&self, schema: &'static LazyLock<db::Schema>) -> Database {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         let name = format!("bench_{number}");
         let scratch = pool(&self.servers.database.url("scratch")).await;

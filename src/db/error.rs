@@ -75,6 +75,17 @@ impl Error {
         matches!(&*self.source, sqlx::Error::Database(error) if error.is_unique_violation())
     }
 
+    /// The number that the database gave it, if it is the database that refused.
+    #[must_use]
+    pub fn number(&self) -> Option<u16> {
+        match &*self.source {
+            sqlx::Error::Database(inner) => {
+                inner.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
+            }
+            _ => None,
+        }
+    }
+
     /// A row that a table should never hold. `what` names table, row and column.
     #[must_use]
     pub fn bad_row(what: String) -> Self {

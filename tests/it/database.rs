@@ -6,52 +6,12 @@ use std::time::Duration;
 use heartbeat::config::{DatabaseArgs, DatabaseUrl};
 use heartbeat::db;
 use heartbeat::monitor::{Monitor, ingest, latest_windows, lookups};
-use heartbeat::payments;
-use sqlx::{AssertSqlSafe, Connection, MySqlPool, Row};
+use sqlx::{AssertSqlSafe, Connection, MySqlPool};
 use uuid::Uuid;
 
 use crate::support::{
     Ground, Process, Proxy, announcement, eventually, get, heartbeat, pool, window,
 };
-
-/// The first system's tables, as its own program made them, with a row in each.
-const FIRST_SYSTEM: &str = "
-CREATE TABLE report_windows (
-    window_uuid VARCHAR(36) NOT NULL PRIMARY KEY, service VARCHAR(64) NOT NULL,
-    window_from DATETIME NOT NULL, window_to DATETIME NOT NULL,
-    error_status_generado FLOAT NOT NULL, error_status_no_reportado FLOAT NOT NULL,
-    created_at DATETIME NOT NULL);
-CREATE TABLE report_audit (
-    id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, window_uuid VARCHAR(36) NOT NULL,
-    service VARCHAR(64) NOT NULL, status VARCHAR(120) NOT NULL, window_from DATETIME NOT NULL,
-    window_to DATETIME NOT NULL, timestamp DATETIME NOT NULL, sent_to_queue TINYINT(1) NOT NULL,
-    created_at DATETIME NOT NULL, KEY by_window (window_uuid));
-INSERT INTO report_windows VALUES ('6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10', 'payments-a',
-    '2026-11-21 10:00:00', '2026-11-21 10:02:30', 0.25, 0.125, '2026-11-21 10:00:00');
-INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, timestamp,
-    sent_to_queue, created_at) VALUES ('6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10', 'payments-a',
-    'error:boom', '2026-11-21 10:00:00', '2026-11-21 10:02:30', '2026-11-21 10:00:10', 1,
-    '2026-11-21 10:00:10')";
-
-#[tokio::test]
-async fn the_first_systems_tables_are_adopted_with_their_data() {
-    let ground = Ground::new().await;
-    let before = pool(&ground.payments_url).await;
-    sqlx::raw_sql(FIRST_SYSTEM).execute(&before).await.unwrap();
-    let payments = ground.payments("payments-a").await;
-    let window: Uuid = "6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10".parse().unwrap();
-    let totals = payments::totals_by_window(&payments.pool, &[window]).await.unwrap();
-    assert_eq!((totals[0].1.audit_total, totals[0].1.error_count), (1, 1));
-    let rates = sqlx::query(
-        "SELECT error_status_generado, error_status_no_reportado, tick_us FROM report_windows",
-    )
-    .fetch_one(&payments.pool)
-    .await
-    .unwrap();
-    assert!((rates.get::<f64, _>(0) - 0.25).abs() < 1e-9);
-    assert!((rates.get::<f64, _>(1) - 0.125).abs() < 1e-9);
-    assert_eq!(rates.get::<Option<i64>, _>(2), None);
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_processes_may_bring_a_schema_up_to_date_at_once() {

@@ -49,6 +49,7 @@ mod readme;
 mod relay;
 mod resend;
 mod roles;
+mod schema;
 mod seed_sql;
 mod standalone;
 mod streams;
