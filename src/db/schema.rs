@@ -49,7 +49,7 @@ const ROW_EXISTS: u16 = 1062;
 /// Others held the table, or rows of it, for too long.
 const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// Numbers of the database, and of its operating system, for a disk that is full.
-const DISK_FULL: [u16; 7] = [3, 1005, 1021, 1026, 1030, 1114, 1180];
+const DISK_FULL: [u16; 8] = [3, 1005, 1021, 1026, 1030, 1114, 1180, 3675];
 
 /// The versions of a schema, each a migration. Schemas only grow, so that during an upgrade an older
 /// program goes on with a newer schema.
