@@ -161,6 +161,8 @@ pub enum Audit<'a> {
     Unasked,
     /// Nothing now: it cannot be read.
     Unreachable,
+    /// Nothing yet: its database has an older schema, or the first system's.
+    NotMigrated,
     /// Nothing: it does not know the window.
     UnknownWindow,
     /// It knows the window, and this is the slot's row, if there is any.

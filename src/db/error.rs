@@ -75,6 +75,13 @@ impl Error {
         matches!(&*self.source, sqlx::Error::Database(error) if error.is_unique_violation())
     }
 
+    /// Whether a table or a column is missing: the schema is not what we ask for.
+    #[must_use]
+    pub fn lacks_schema(&self) -> bool {
+        const NO_SUCH: [u16; 2] = [1054, 1146];
+        self.number().is_some_and(|number| NO_SUCH.contains(&number))
+    }
+
     /// The number that the database gave it, if it is the database that refused.
     #[must_use]
     pub fn number(&self) -> Option<u16> {

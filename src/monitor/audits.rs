@@ -41,6 +41,8 @@ pub(super) enum Found<T = HashMap<u32, AuditRow>> {
     Unasked,
     /// One that may know the window cannot be read.
     Unreachable,
+    /// One that may know the window has another schema than the one that is read.
+    NotMigrated,
     /// None knows the window.
     UnknownWindow,
     /// One knows it.
@@ -80,6 +82,7 @@ impl Audits {
             Found::Known(rows) => Found::Known(by_slot(window, rows)),
             Found::Unasked => Found::Unasked,
             Found::Unreachable => Found::Unreachable,
+            Found::NotMigrated => Found::NotMigrated,
             Found::UnknownWindow => Found::UnknownWindow,
         }
     }
@@ -114,15 +117,20 @@ async fn first_to_know<T>(
     if answers.is_empty() {
         return Found::Unasked;
     }
-    let mut is_any_away = false;
+    let (mut is_any_away, mut is_any_old) = (false, false);
     while let Some(answer) = answers.next().await {
         match answer {
             Ok(Some(known)) => return Found::Known(known),
             Ok(None) => (),
+            Err(error) if error.lacks_schema() => is_any_old = true,
             Err(_) => is_any_away = true,
         }
     }
-    if is_any_away { Found::Unreachable } else { Found::UnknownWindow }
+    match (is_any_away, is_any_old) {
+        (true, _) => Found::Unreachable,
+        (false, true) => Found::NotMigrated,
+        (false, false) => Found::UnknownWindow,
+    }
 }
 
 impl Database {
@@ -151,6 +159,13 @@ impl Database {
         // Said once when it goes, however many windows are asked for, and once when it is back.
         let was_away = self.is_away.swap(read.is_err(), Ordering::Relaxed);
         match &read {
+            Err(error) if !was_away && error.lacks_schema() => {
+                tracing::warn!(
+                    audit = %self.url, %error,
+                    "the audit is not migrated: run `heartbeat migrate payments` with its address as \
+                     --database-url; what is missing stays unexplained until then"
+                );
+            }
             Err(error) if !was_away => {
                 tracing::warn!(
                     audit = %self.url, %error,
@@ -170,6 +185,7 @@ impl Found {
         match self {
             Self::Unasked => Audit::Unasked,
             Self::Unreachable => Audit::Unreachable,
+            Self::NotMigrated => Audit::NotMigrated,
             Self::UnknownWindow => Audit::UnknownWindow,
             Self::Known(rows) => Audit::Known(rows.get(&slot)),
         }
@@ -180,6 +196,7 @@ impl Found {
         match self {
             Self::Unasked => "not_configured",
             Self::Unreachable => "unreachable",
+            Self::NotMigrated => "not_migrated",
             Self::UnknownWindow => "unknown_window",
             Self::Known(_) => "known",
         }

@@ -69,6 +69,10 @@ const fn unknown(audit: Audit) -> &'static str {
         Audit::Unreachable => {
             "did not arrive; nobody can say why now, because the audit cannot be read"
         }
+        Audit::NotMigrated => {
+            "did not arrive; nobody can say why yet, because the audit is not migrated: `heartbeat \
+             migrate payments` does that"
+        }
         Audit::UnknownWindow | Audit::Known(_) => {
             "did not arrive; nobody can say why, because no audit knows this window"
         }

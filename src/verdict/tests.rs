@@ -92,6 +92,7 @@ fn every_combination_has_the_verdict_of_the_first_line_that_holds() {
         for audit in [
             Audit::Unasked,
             Audit::Unreachable,
+            Audit::NotMigrated,
             Audit::UnknownWindow,
             Audit::Known(None),
             Audit::Known(Some(&omitted)),
@@ -121,7 +122,7 @@ fn every_combination_has_the_verdict_of_the_first_line_that_holds() {
             }
         }
     }
-    assert_eq!(hits.iter().sum::<u32>(), 3 * 8 * 2 * 4 * 6);
+    assert_eq!(hits.iter().sum::<u32>(), 3 * 9 * 2 * 4 * 6);
     assert!(hits.iter().all(|count| *count > 0), "{hits:?}");
     // Lost takes all of it: not stored, not dead, sent, over, and delivery past its entry.
     assert_eq!(hits[10], 2 * 2);
@@ -193,6 +194,11 @@ fn of_what_did_not_arrive_the_sentence_says_why() {
         (
             audit(Audit::Unreachable),
             "did not arrive; nobody can say why now, because the audit cannot be read",
+        ),
+        (
+            audit(Audit::NotMigrated),
+            "did not arrive; nobody can say why yet, because the audit is not migrated: `heartbeat \
+             migrate payments` does that",
         ),
         (
             audit(Audit::UnknownWindow),
@@ -323,7 +329,9 @@ proptest! {
 
     #[test]
     fn without_the_audit_nothing_is_claimed_that_only_the_audit_knows(drawn in any_facts()) {
-        for audit in [Audit::Unasked, Audit::Unreachable, Audit::UnknownWindow] {
+        for audit in
+            [Audit::Unasked, Audit::Unreachable, Audit::NotMigrated, Audit::UnknownWindow]
+        {
             let verdict = judge(&Facts { audit, ..facts(&drawn) });
             let seen_alone = [
                 Verdict::OnTime,

@@ -34,6 +34,9 @@ INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, 
     'error:boom', '2026-11-21 10:00:00', '2026-11-21 10:02:30', '2026-11-21 10:00:10', 1,
     '2026-11-21 10:00:10')";
 
+/// The window of these rows.
+pub const FIRST_WINDOW: &str = "6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10";
+
 /// The same, but the window's uuid is the primary key, and nothing ties the tables together.
 const FIRST_SENDERS_BY_UUID: &str = "
 CREATE TABLE report_windows (
@@ -141,7 +144,7 @@ async fn the_first_senders_tables_are_adopted_while_they_go_on_sending() {
 }
 
 async fn its_window_is_as_it_was(pool: &MySqlPool, collation: &str) {
-    let window: Uuid = "6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10".parse().unwrap();
+    let window: Uuid = FIRST_WINDOW.parse().unwrap();
     let totals = payments::totals_by_window(pool, &[window]).await.unwrap();
     assert_eq!((totals[0].1.audit_total, totals[0].1.error_count), (1, 1), "{collation}");
     let row = sqlx::query(

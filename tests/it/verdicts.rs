@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, MySqlPool};
 use tokio::net::TcpListener;
 
+use crate::schema::{FIRST_SENDERS, FIRST_WINDOW};
 use crate::support::{
     Ground, Process, Proxy, answer, entry_id, eventually, free_address, get, heartbeat, pool,
     report, shared, window,
@@ -281,12 +282,18 @@ async fn an_audit_that_does_not_answer_makes_nobody_wait_and_nothing_guessed() {
     let empty = ledgers.ground.monitor_url.clone();
     let unknown = Ground::new().await;
     unknown.payments("payments-b").await;
+    // The first senders' tables, which know the window and lack most of our columns.
+    let first = Ground::new().await;
+    let tables = FIRST_SENDERS.replace(FIRST_WINDOW, &ledgers.window.uuid.to_string());
+    sqlx::raw_sql(AssertSqlSafe(tables)).execute(&pool(&first.payments_url).await).await.unwrap();
     let good = ledgers.ground.payments_url.clone();
     for (audits, expected) in [
         (&[][..], "not_configured"),
         (&[&mute], "unreachable"),
         (&[&away], "unreachable"),
-        (&[&empty], "unreachable"),
+        (&[&empty], "not_migrated"),
+        (&[&first.payments_url], "not_migrated"),
+        (&[&empty, &away], "unreachable"),
         (&[&unknown.payments_url], "unknown_window"),
         (&[&unknown.payments_url, &mute], "unreachable"),
         (&[&away, &mute, &good], "known"),

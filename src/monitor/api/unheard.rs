@@ -102,6 +102,11 @@ pub(super) async fn get_unheard_window(
             let why = "an audit that may know this window cannot be read now; try again";
             return Err(ApiError::unavailable(why));
         }
+        Found::NotMigrated => {
+            let why = "an audit that may know this window is not migrated: run `heartbeat migrate \
+                payments` with its address as --database-url";
+            return Err(ApiError::unavailable(why));
+        }
         Found::Unasked | Found::UnknownWindow => return Err(unknown_window(uuid)),
     };
     let explained = explain::explain_unheard(&monitor, &window, clock::now()).await?;

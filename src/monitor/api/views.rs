@@ -166,9 +166,11 @@ impl FromStr for Position {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Explained)]
 pub(super) struct ExplainedView {
-    /// `known`, or why the audit had no say: `unknown_window`, `unreachable`, `not_configured`, or
-    /// `not_asked` about a window without events.
-    #[schema(pattern = "^(known|unknown_window|unreachable|not_configured|not_asked)$")]
+    /// `known`, or why the audit had no say: `unknown_window`, `unreachable`, `not_migrated`,
+    /// `not_configured`, or `not_asked` about a window without events.
+    #[schema(
+        pattern = "^(known|unknown_window|unreachable|not_migrated|not_configured|not_asked)$"
+    )]
     audit: &'static str,
     /// How many slots have each verdict, where any has.
     verdicts: BTreeMap<Verdict, u32>,
