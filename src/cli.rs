@@ -1,13 +1,14 @@
 //! The command line: one command per role, and those of an operator.
 
+pub mod arguments;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use reqwest::Url;
 
-use crate::config::{DatabaseArgs, DatabaseUrl, StartArgs, positive_duration, secret};
+use crate::config::{DatabaseArgs, DatabaseUrl, PageUrl, StartArgs, positive_duration, secret};
 use crate::dead_letters::DeadLettersArgs;
 use crate::explain::{self, ExplainArgs};
 use crate::forget_group::ForgetGroupArgs;
@@ -112,12 +113,9 @@ pub struct MigrateArgs {
 pub struct HealthcheckArgs {
     /// What to ask: /ready (can it do its work) or /health (is it alive) of a role; the default is
     /// the monitor on this host
-    #[arg(
-        env = "HEALTHCHECK_URL",
-        default_value = "http://127.0.0.1:5001/ready",
-        value_name = "URL"
-    )]
-    pub url: Url,
+    #[arg(env = "HEALTHCHECK_URL", hide_env_values = true, value_name = "URL",
+          default_value = "http://127.0.0.1:5001/ready", value_parser = secret::<PageUrl>())]
+    pub url: PageUrl,
 
     /// How long the role may take to answer
     #[arg(long, env = "HEALTHCHECK_TIMEOUT", default_value = "3s", value_name = "DURATION",
@@ -149,7 +147,7 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
 pub async fn healthcheck(args: HealthcheckArgs) -> anyhow::Result<()> {
     let HealthcheckArgs { url, timeout } = args;
     let client = http::client(timeout).context("preparing HTTP")?;
-    let response = match client.get(url.clone()).send().await {
+    let response = match client.get(url.url().clone()).send().await {
         Ok(response) => response,
         Err(error) if error.is_timeout() => bail!("{url} did not answer within {timeout:?}"),
         Err(error) => bail!("{url} cannot be reached: {}", http::innermost(&error)),

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use self::account::Account;
 use self::ask::{Explained, Monitor};
 use self::repair::RepairArgs;
-use crate::config::{MonitorUrl, positive_duration};
+use crate::config::{MonitorUrl, positive_duration, secret};
 use crate::terminal;
 use crate::traces::Sampling;
 use crate::verdict::Verdict;
@@ -53,7 +53,8 @@ pub struct ExplainArgs {
     pub json: bool,
 
     /// Monitor to ask
-    #[arg(long, env = "MONITOR_URL", default_value = "http://127.0.0.1:5001", value_name = "URL")]
+    #[arg(long, env = "MONITOR_URL", hide_env_values = true, value_name = "URL",
+          default_value = "http://127.0.0.1:5001", value_parser = secret::<MonitorUrl>())]
     pub monitor_url: MonitorUrl,
 
     /// Look again and again until interrupted: in place on a terminal, else one picture after the

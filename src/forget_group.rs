@@ -27,7 +27,8 @@ pub struct ForgetGroupArgs {
     pub group: String,
 
     /// Monitor that should forget it too [default: none]
-    #[arg(long, env = "MONITOR_URL", value_name = "URL", requires = "admin_token")]
+    #[arg(long, env = "MONITOR_URL", hide_env_values = true, value_name = "URL",
+          value_parser = secret::<MonitorUrl>(), requires = "admin_token")]
     pub monitor_url: Option<MonitorUrl>,
 
     /// Secret that the monitor was started with [default: none]

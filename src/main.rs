@@ -3,15 +3,17 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
-use heartbeat::cli::{self, Cli, Command};
+use heartbeat::cli::{self, Cli, Command, arguments};
 use heartbeat::{
     dead_letters, explain, forget_group, monitor, payments, relay, shutdown, standalone, telemetry,
 };
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match arguments::read() {
+        Ok(cli) => cli,
+        Err(complaint) => return complaint.exit(),
+    };
     let failure = cli.command.failure();
     let ended =
         tokio::runtime::Runtime::new().context("starting the runtime").and_then(|runtime| {

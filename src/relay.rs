@@ -44,7 +44,7 @@ use self::held::Held;
 use self::metrics::Metrics;
 use self::report::Reporter;
 use self::trace::Deliveries;
-use crate::config::{MonitorUrl, StartArgs, StreamArgs, positive_duration};
+use crate::config::{MonitorUrl, StartArgs, StreamArgs, positive_duration, secret};
 use crate::http::Readiness;
 use crate::stream::{DeadLetters, Group, Link};
 use crate::traces::{TraceArgs, Traces};
@@ -63,7 +63,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Args, Clone, Debug)]
 pub struct RelayArgs {
     /// Monitor to forward to
-    #[arg(long, env = "MONITOR_URL", default_value = "http://127.0.0.1:5001", value_name = "URL")]
+    #[arg(long, env = "MONITOR_URL", hide_env_values = true, value_name = "URL",
+          default_value = "http://127.0.0.1:5001", value_parser = secret::<MonitorUrl>())]
     pub monitor_url: MonitorUrl,
 
     /// Where heartbeats come from.

@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::span::{Kind, Span};
-use crate::config::secret;
+use crate::config::{secret, whole_address};
 use crate::metrics::{IntCounter, Registry};
 use crate::wire::TraceParent;
 
@@ -95,7 +95,7 @@ impl FromStr for CollectorUrl {
         if text.is_empty() {
             return Ok(Self(None));
         }
-        let url = Url::parse(text).map_err(|error| format!("{error}; {SHAPE}"))?;
+        let url = whole_address(text).map_err(|error| format!("{error}; {SHAPE}"))?;
         if !["http", "https"].contains(&url.scheme()) || url.host_str().is_none() {
             return Err(format!("not the address of a collector; {SHAPE}"));
         }

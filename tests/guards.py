@@ -99,6 +99,38 @@ GUARDS = [
         "it tidy::every_write_is_a_transaction",
         is_text=True,
     ),
+    Guard(
+        "done before only if all of it is there",
+        "broken migrations",
+        "src/db/schema.rs",
+        "if is_there(connection, &statement.leaves()).await? {",
+        "if is_there(connection, &statement.leaves()).await? || is_begun {",
+        "it schema::a_name_that_is_taken_is_said_again_and_again",
+    ),
+    Guard(
+        "done before counts as done",
+        "broken migrations",
+        "src/db/schema.rs",
+        "if is_begun\n",
+        "if !is_begun && is_begun\n",
+        "it schema::broken_off::a_migration_goes_on_after_a_kill_at_each_of_its_statements",
+    ),
+    Guard(
+        "no stranger's table is taken for ours",
+        "broken migrations",
+        "src/db/schema.rs",
+        "    adoption::refuse_strangers(connection, &pending).await?;\n",
+        "",
+        "it schema::what_is_not_ours_is_left_as_it_is",
+    ),
+    Guard(
+        "a foreign key goes before its columns change",
+        "broken migrations",
+        "src/db/schema.rs",
+        "first.into_iter().chain(statements)",
+        "first.into_iter().take(0).chain(statements)",
+        "it schema::the_first_senders_tables_are_adopted_while_they_go_on_sending",
+    ),
     # 2. An abandoned read of Redis takes messages along.
     Guard(
         "a connection for reading alone",
@@ -1265,7 +1297,7 @@ def misfit(guard: Guard) -> Optional[str]:
     kind, _, name = guard.test.partition(" ")
     *modules, function = name.split("::")
     if kind == "it":
-        source = ROOT / "tests" / "it" / (modules[0] + ".rs")
+        source = ROOT / "tests" / "it" / ("/".join(modules) + ".rs")
     else:
         source = ROOT / "src" / ("/".join(modules[:-1]) + ".rs")
     if not source.is_file() or not re.search(rf"\bfn {function}\(", source.read_text()):

@@ -66,6 +66,83 @@ async fn secrets_that_cannot_be_used_are_not_repeated() {
     .await;
 }
 
+/// Addresses in which a part of the password stands where nobody looks for one.
+#[tokio::test]
+async fn no_address_is_repeated_whatever_is_wrong() {
+    let redis = "redis://default:2024#topsecret@redis:6379";
+    let mysql = "mysql://monitor:3306/topsecret@db/monitor";
+    let monitor = "http://monitor:5001/topsecret@h";
+    let untold = "cannot be told apart; percent-encode what is special";
+    let database = ("DATABASE_URL", "mysql://u:topsecret@127.0.0.1:1/d");
+    each_fails_plainly(&[
+        (&["relay"], &[("REDIS_URL", redis)], untold),
+        (&["relay", "--redis-url", redis], &[], untold),
+        (&["relay"], &[("CELERY_BROKER_URL", redis), ANY_PORT], "address in CELERY_BROKER_URL"),
+        (&["monitor"], &[("DATABASE_URL", mysql)], untold),
+        (&["monitor"], &[database, ("AUDIT_DATABASE_URL", mysql)], untold),
+        (&["relay"], &[("MONITOR_URL", monitor)], untold),
+        (&["healthcheck", monitor], &[], untold),
+        (&["relay", "redis://:topsecret@h"], &[], "unexpected argument '***'"),
+        (&["relay", "--redis=redis://:topsecret@h"], &[], "unexpected argument '--redis'"),
+        (&["relay", "--batch-size=redis://:topsecret@h"], &[], "invalid value '***'"),
+        (&["redis://:topsecret@h"], &[], "unrecognized subcommand '***'"),
+    ])
+    .await;
+    for role in ["relay", "monitor", "payments", "explain", "healthcheck", "forget-group"] {
+        let secrets = [
+            "REDIS_URL",
+            "DATABASE_URL",
+            "MONITOR_URL",
+            "AUDIT_DATABASE_URL",
+            "HEALTHCHECK_URL",
+            "ADMIN_TOKEN",
+            "PAYMENTS_DATABASE_URL",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+        ];
+        let environment = secrets.map(|name| (name, "http://u:topsecret@h/d"));
+        let (code, out, err) = run(&[role, "--help"], &environment).await;
+        assert_eq!(code, 0, "{role}: {err}");
+        assert!(!out.contains("topsecret") && !err.contains("topsecret"), "{role}: {out}{err}");
+    }
+}
+
+#[tokio::test]
+async fn a_variable_that_is_empty_is_not_set_and_one_that_is_wrong_is_named() {
+    let database = ("DATABASE_URL", "mysql://u:topsecret@127.0.0.1:1/d");
+    each_fails_plainly(&[
+        (&["monitor"], &[("DATABASE_URL", "")], "the following required arguments"),
+        (&["monitor"], &[database, ("GRACE", "2")], "environment variable GRACE"),
+        (&["monitor"], &[("DATABASE_URL", "db")], "environment variable DATABASE_URL"),
+        (&["relay"], &[("BATCH_SIZE", "0")], "environment variable BATCH_SIZE"),
+    ])
+    .await;
+    let (_, _, err) = run(&["monitor", "--grace", "2"], &[database, ("GRACE", "5s")]).await;
+    assert!(err.contains("--grace") && !err.contains("environment variable"), "{err}");
+    // What compose hands on of variables that nobody has set.
+    let names =
+        ["GRACE", "SWEEP_INTERVAL", "AUDIT_DATABASE_URL", "ADMIN_TOKEN", "LISTEN", "LOG_FORMAT"];
+    let mut environment: Vec<(&str, &str)> = names.map(|name| (name, "")).to_vec();
+    environment.extend([database, ("CONNECT_TIMEOUT", "300ms")]);
+    let (_, _, err) = run(&["monitor", "--listen", "127.0.0.1:0"], &environment).await;
+    assert!(err.contains("cannot reach the monitor database"), "{err}");
+}
+
+/// The broker of another program is nobody's business while there is a better name.
+#[tokio::test]
+async fn an_older_name_is_read_only_where_no_newer_one_is_set() {
+    let environment = [
+        ANY_PORT,
+        ("CONNECT_TIMEOUT", "300ms"),
+        ("REDIS_URL", "redis://127.0.0.1:1"),
+        ("CELERY_BROKER_URL", "amqp://guest:topsecret@rabbit:5672//"),
+    ];
+    each_fails_plainly(&[
+        (&["relay"], &environment, "cannot reach Redis at redis://127.0.0.1:1"),
+        (&["relay"], &[ANY_PORT, environment[3]], "not the address of a Redis"),
+    ])
+    .await;
+}
+
 const ANY_PORT: (&str, &str) = ("LISTEN", "127.0.0.1:0");
 
 #[tokio::test]

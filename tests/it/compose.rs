@@ -283,7 +283,7 @@ fn health_checks_ask_the_port_that_the_service_listens_on() {
         // There is no shell in the image.
         assert_eq!(health.test[..2], ["CMD".to_owned(), executable.clone()], "{name}");
         let check = health_check(&health.test[2..]);
-        assert_eq!(check.url.as_str(), format!("http://127.0.0.1:{}/ready", service.port()));
+        assert_eq!(check.url.url().as_str(), format!("http://127.0.0.1:{}/ready", service.port()));
         assert!(check.timeout < seconds(&health.timeout), "{name}: it could not say why");
     }
 }

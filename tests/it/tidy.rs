@@ -108,7 +108,7 @@ fn each_outside_library_has_one_owner() {
             "sqlx::",
             &[
                 "src/db",
-                "src/config.rs",
+                "src/config/address.rs",
                 "src/monitor/repository",
                 "src/payments/repository",
                 "src/explain/repository",
@@ -125,7 +125,7 @@ fn each_outside_library_has_one_owner() {
                 "src/relay/forward.rs",
                 "src/explain/ask.rs",
                 "src/cli.rs",
-                "src/config.rs",
+                "src/config/address.rs",
                 "src/traces",
             ],
         ),
