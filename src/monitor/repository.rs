@@ -52,7 +52,7 @@ pub(super) use letters::{DeadHeartbeat, dead_heartbeats};
 pub(super) use obstacles::{obstacles, store_obstacles};
 pub(super) use pipelines::{
     Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,
-    store_progress, store_report,
+    store_progress, store_report, waits_for_first_report,
 };
 pub(super) use prune::{
     are_events_kept, claim_empty, claim_old, claim_to_empty, counted, database_clock,

@@ -16,10 +16,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Monitor;
 use super::closing::{Closing, ClosingRules, Obstacles};
 use super::repository::{self, Arrived, ClaimLimits, MissingSlot};
 use super::window::{Counts, StoredWindow, UNOBSERVED, WindowStatus, missing_slots};
+use super::{Monitor, pipeline};
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
@@ -43,7 +43,8 @@ pub struct Swept {
     pub held: Vec<(Uuid, String)>,
 }
 
-/// Sweeps until told to stop: at least once per `interval`, and when the next window ends.
+/// Sweeps until told to stop: at least once per `interval`, and when the next window ends. Begins when
+/// relays had time to report.
 ///
 /// # Errors
 /// Never; a failure is logged, shown by `/ready`, and tried again.
@@ -52,6 +53,7 @@ pub async fn run(
     interval: Duration,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    pipeline::wait_for_first_report(&monitor, &shutdown).await;
     let mut pause = Duration::ZERO;
     while sleep_or_wake(&monitor, pause, &shutdown).await {
         let outcome = tokio::select! {
