@@ -19,7 +19,7 @@ use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator
 use sqlx::mysql::{MySqlConnection, MySqlPoolOptions, MySqlQueryResult};
 use sqlx::{Acquire, ConnectOptions, Connection as _, MySqlPool};
 
-pub use self::connections::{Connections, connections};
+pub use self::connections::{Connections, Pool, connections};
 pub use self::error::{Class, Error, classify};
 pub use self::reader::Reader;
 use crate::config::DatabaseUrl;

@@ -10,6 +10,7 @@
 //! primary key of an event decides between a heartbeat and the verdict that it is missing, and a
 //! sweep skips windows that another monitor is closing.
 
+pub mod adopt;
 pub mod api;
 pub mod audits;
 pub mod batcher;

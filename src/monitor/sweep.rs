@@ -300,7 +300,7 @@ async fn close_windows(
         closed.push(StoredWindow { status: counts.verdict(), counts, ..window.clone() });
     }
     missing.sort_unstable_by_key(|missing| (missing.window_id, missing.slot));
-    if !repository::insert_missing(connection, &missing, rules.now).await? {
+    if !repository::insert_missing(connection, &missing).await? {
         let counted = repository::counts(connection, &ids).await?;
         for window in &mut closed {
             let counts = counted.get(&window.id).map_or(Counts::default(), |(counts, _)| *counts);
@@ -322,7 +322,7 @@ fn verdicts(
     let (window_id, window) = (stored.id, &stored.window);
     let missing = missing_slots(window, &arrived.slots).into_iter().map(|slot| {
         let cause = (!rules.observes(closing, stored, slot)).then_some(UNOBSERVED);
-        MissingSlot { window_id, slot, due: window.due(slot), cause }
+        MissingSlot { window_id, slot, due: window.due(slot), found_at: rules.now, cause }
     });
     let missing: Vec<MissingSlot> = missing.collect();
     let number = |slots: usize| u32::try_from(slots).unwrap_or(u32::MAX);
