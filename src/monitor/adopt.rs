@@ -35,6 +35,8 @@ const FIRST_DATABASE: &str = "database of the first system's monitor";
 /// Windows of one page at the most, and slots, unless one window alone has more.
 const WINDOWS_PER_PAGE: u32 = 200;
 const SLOTS_PER_PAGE: u32 = 20_000;
+/// After how many pages the log says how far it is.
+const PAGES_PER_WORD: u64 = 50;
 /// How often a page is tried that others write too, or that the database cannot take now.
 const MAX_ATTEMPTS: u32 = 20;
 /// Pause before it is tried again.
@@ -73,7 +75,7 @@ impl FirstLedger {
         if !lacking.is_empty() {
             bail!(
                 "the database at {url} is not that of a first system's monitor, because it has no \
-                 {}: name the right one in {OPTION}",
+                 {}, or its user may not read that: name the right one in {OPTION}",
                 lacking.join(", ")
             );
         }
@@ -128,14 +130,17 @@ pub async fn take_over(
     now: Timestamp,
 ) -> anyhow::Result<Summary> {
     let mut summary = Summary::default();
-    let mut after = i64::MIN;
+    let (mut after, mut pages) = (i64::MIN, 0_u64);
     loop {
         let rows = first.windows(after).await?;
         let (windows, last) = page(&rows, (tick, now), &mut summary);
         let Some(last) = last else { break };
         take_over_page(first, pool, windows, &mut summary).await?;
-        tracing::debug!(row = last, "windows up to this row are taken over");
         after = last;
+        pages += 1;
+        if pages % PAGES_PER_WORD == 0 {
+            tracing::info!(row = last, "windows up to this row have been looked at");
+        }
     }
     first.reader.close().await;
     Ok(summary)

@@ -120,10 +120,10 @@ pub(super) async fn wait_for_first_report(monitor: &Monitor, shutdown: &Cancella
     let mut is_told = false;
     while Instant::now() < deadline {
         let waits = db::patiently(repository::waits_for_first_report(&monitor.pool)).await;
-        if waits.is_ok_and(|waits| !waits) {
+        if matches!(waits, Ok(false)) {
             return;
         }
-        if !std::mem::replace(&mut is_told, true) {
+        if waits.is_ok() && !std::mem::replace(&mut is_told, true) {
             tracing::info!(
                 "no relay has reported yet: windows close once one has, or in {} s",
                 STALLED_AFTER.as_secs()

@@ -168,12 +168,16 @@ fn message(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// What is wrong with a row.
+    type Change = fn(&mut FirstWindow);
+
     const NOW: &str = "2026-11-21T12:00:00Z";
 
     fn at(text: &str) -> Timestamp {
         Timestamp::parse(text).unwrap()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as a row has it")]
     fn text(text: &str) -> Option<String> {
         Some(text.to_owned())
     }
@@ -273,12 +277,12 @@ mod tests {
 
     #[test]
     fn rows_that_are_no_window_say_why() {
-        let bad = |change: fn(&mut FirstWindow)| {
+        let bad = |change: Change| {
             let mut row = row();
             change(&mut row);
             Told::read(&row, Tick::DEFAULT, at(NOW)).unwrap_err()
         };
-        let table: [(fn(&mut FirstWindow), &str); 9] = [
+        let table: [(Change, &str); 9] = [
             (|row| row.window_uuid = None, "window_uuid is null"),
             (|row| row.window_uuid = text("7"), "window_uuid \"7\" is no UUID"),
             (|row| row.service_name = text("a b"), "service_name \"a b\" must be 1 to 100"),

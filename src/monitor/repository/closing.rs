@@ -59,7 +59,7 @@ pub(in crate::monitor) async fn close(
         }
     }
     let ends = windows.iter().map(|(id, counts)| End { window_id: *id, counts: *counts, at: now });
-    remember(connection, &Vec::from_iter(ends)).await?;
+    remember(connection, &ends.collect::<Vec<_>>()).await?;
     let ids: Vec<i64> = windows.iter().map(|(id, _)| *id).collect();
     mark_uncounted(connection, &ids).await
 }
