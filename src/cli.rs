@@ -8,17 +8,20 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{DatabaseArgs, DatabaseUrl, PageUrl, StartArgs, positive_duration, secret};
+use crate::config::{
+    DatabaseArgs, DatabaseUrl, PageUrl, StartArgs, TickArgs, positive_duration, secret,
+};
 use crate::dead_letters::DeadLettersArgs;
 use crate::explain::{self, ExplainArgs};
 use crate::forget_group::ForgetGroupArgs;
+use crate::monitor::adopt::{self, FirstLedger};
 use crate::monitor::{self, MonitorArgs};
 use crate::payments::{self, PaymentsArgs};
 use crate::relay::RelayArgs;
 use crate::standalone::StandaloneArgs;
 use crate::telemetry::LogArgs;
 use crate::traces::TraceArgs;
-use crate::{db, http};
+use crate::{clock, db, http};
 
 /// Longest answer of a health check that is shown, in characters.
 const SHOWN_CHARS: usize = 300;
@@ -103,6 +106,16 @@ pub struct MigrateArgs {
           value_parser = secret::<DatabaseUrl>())]
     pub database_url: DatabaseUrl,
 
+    /// Database of the first system's monitor, as `mysql://USER:PASSWORD@HOST:PORT/NAME`; its ledger is
+    /// taken over into the monitor database, and it is only read [default: none]
+    #[arg(long, env = "ADOPT_FROM", hide_env_values = true, value_name = "URL",
+          value_parser = secret::<DatabaseUrl>())]
+    pub adopt_from: Option<DatabaseUrl>,
+
+    /// Tick of the windows that are taken over.
+    #[command(flatten)]
+    pub tick: TickArgs,
+
     /// Patience at start.
     #[command(flatten)]
     pub start: StartArgs,
@@ -126,8 +139,17 @@ pub struct HealthcheckArgs {
 /// Runs `migrate`.
 ///
 /// # Errors
-/// A sentence for a person: the database cannot be reached or changed.
+/// A sentence for a person: the database cannot be reached or changed, or there is no ledger to take
+/// over.
 pub async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
+    if args.schema == Schema::Payments && args.adopt_from.is_some() {
+        bail!(
+            "{} is for the monitor database: `heartbeat migrate payments` takes over the tables of \
+             the first system's senders where they are, in the database of {}",
+            adopt::OPTION,
+            DatabaseArgs::OPTION
+        );
+    }
     let (schema, what) = match args.schema {
         Schema::Payments => (&db::PAYMENTS_SCHEMA, payments::DATABASE),
         Schema::Monitor => (&db::MONITOR_SCHEMA, monitor::DATABASE),
@@ -135,8 +157,16 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
     let pool =
         db::connect(&args.database_url, (what, DatabaseArgs::OPTION), args.start.connect_timeout)
             .await?;
+    let first = match &args.adopt_from {
+        Some(url) => Some(FirstLedger::open(url, &pool, args.start.connect_timeout).await?),
+        None => None,
+    };
     db::migrate(&pool, schema, what).await?;
     println!("the schema of the {what} is up to date");
+    if let Some(first) = first {
+        let tick = args.tick.heartbeat_interval_seconds;
+        println!("{}", adopt::take_over(&first, &pool, tick, clock::now()).await?);
+    }
     Ok(())
 }
 

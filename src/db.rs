@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use sqlx::mysql::{MySqlConnection, MySqlPoolOptions, MySqlQueryResult};
 use sqlx::{Acquire, ConnectOptions, Connection as _, MySqlPool};
 
-pub use self::connections::{Connections, connections};
+pub use self::connections::{Connections, Pool, connections};
 pub use self::error::{Class, Error, classify};
 pub use self::reader::Reader;
 pub use self::schema::{MONITOR_SCHEMA, PAYMENTS_SCHEMA, Schema, migrate, prepare_schema};

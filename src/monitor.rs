@@ -5,11 +5,12 @@
 //! `repository` stores. [`window`], [`watermark`] and [`closing`] hold the rules, which know neither
 //! database nor clock. [`audits`] reads what the senders wrote, `explain` puts both ledgers
 //! together, and `unheard` finds windows that are in one of them only. [`counting`] keeps totals of
-//! closed windows up to date; [`prune`] deletes what [`retention`] keeps no longer; [`metrics`] counts,
-//! `trace` records. Any number of monitors may share one database: the
-//! primary key of an event decides between a heartbeat and the verdict that it is missing, and a
-//! sweep skips windows that another monitor is closing.
+//! closed windows up to date; [`prune`] deletes what [`retention`] keeps no longer; [`adopt`] takes over
+//! what the first system's monitor kept; [`metrics`] counts, `trace` records. Any number of monitors may
+//! share one database: the primary key of an event decides between a heartbeat and the verdict that it
+//! is missing, and a sweep skips windows that another monitor is closing.
 
+pub mod adopt;
 pub mod api;
 pub mod audits;
 pub mod batcher;

@@ -2,6 +2,9 @@
 
 use sqlx::MySqlPool;
 
+/// Connections to a database.
+pub type Pool = MySqlPool;
+
 /// The connections of a pool at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connections {

@@ -11,8 +11,10 @@ mod counting;
 mod due;
 mod event_pages;
 mod events;
+mod first_ledger;
 mod letters;
 mod obstacles;
+mod past_windows;
 mod pipelines;
 mod prune;
 mod services;
@@ -45,14 +47,19 @@ pub(super) use event_pages::{
     events_of_several, longest_window_us, next_with_events, only_candidate,
 };
 pub(super) use events::{
-    Arrived, EventRow, MissingSlot, SlotEvent, Stored, arrived, insert_events, insert_missing,
-    insert_new_events, insert_unscheduled, read_back, slot_events,
+    Arrived, EventRow, MissingSlot, SlotEvent, Stored, arrived, insert_events,
+    insert_lacking_events, insert_lacking_unscheduled, insert_missing, insert_new_events,
+    insert_unscheduled, read_back, slot_events,
+};
+pub(super) use first_ledger::{
+    FirstEvent, FirstTables, FirstWindow, first_events, first_tables, first_windows,
 };
 pub(super) use letters::{DeadHeartbeat, dead_heartbeats};
 pub(super) use obstacles::{obstacles, store_obstacles};
+pub(super) use past_windows::{PastEnd, PastWindow, hold_open, insert_past_windows};
 pub(super) use pipelines::{
     Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,
-    store_progress, store_report,
+    store_progress, store_report, waits_for_first_report,
 };
 pub(super) use prune::{
     are_events_kept, claim_empty, claim_old, claim_to_empty, counted, database_clock,

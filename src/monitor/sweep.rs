@@ -16,10 +16,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Monitor;
 use super::closing::{Closing, ClosingRules, Obstacles};
 use super::repository::{self, Arrived, ClaimLimits, MissingSlot};
 use super::window::{Counts, StoredWindow, UNOBSERVED, WindowStatus, missing_slots};
+use super::{Monitor, pipeline};
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
@@ -43,7 +43,8 @@ pub struct Swept {
     pub held: Vec<(Uuid, String)>,
 }
 
-/// Sweeps until told to stop: at least once per `interval`, and when the next window ends.
+/// Sweeps until told to stop: at least once per `interval`, and when the next window ends. Begins when
+/// relays had time to report.
 ///
 /// # Errors
 /// Never; a failure is logged, shown by `/ready`, and tried again.
@@ -52,6 +53,7 @@ pub async fn run(
     interval: Duration,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    pipeline::wait_for_first_report(&monitor, &shutdown).await;
     let mut pause = Duration::ZERO;
     while sleep_or_wake(&monitor, pause, &shutdown).await {
         let outcome = tokio::select! {
@@ -298,7 +300,7 @@ async fn close_windows(
         closed.push(StoredWindow { status: counts.verdict(), counts, ..window.clone() });
     }
     missing.sort_unstable_by_key(|missing| (missing.window_id, missing.slot));
-    if !repository::insert_missing(connection, &missing, rules.now).await? {
+    if !repository::insert_missing(connection, &missing).await? {
         let counted = repository::counts(connection, &ids).await?;
         for window in &mut closed {
             let counts = counted.get(&window.id).map_or(Counts::default(), |(counts, _)| *counts);
@@ -320,7 +322,7 @@ fn verdicts(
     let (window_id, window) = (stored.id, &stored.window);
     let missing = missing_slots(window, &arrived.slots).into_iter().map(|slot| {
         let cause = (!rules.observes(closing, stored, slot)).then_some(UNOBSERVED);
-        MissingSlot { window_id, slot, due: window.due(slot), cause }
+        MissingSlot { window_id, slot, due: window.due(slot), found_at: rules.now, cause }
     });
     let missing: Vec<MissingSlot> = missing.collect();
     let number = |slots: usize| u32::try_from(slots).unwrap_or(u32::MAX);

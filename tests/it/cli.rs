@@ -27,9 +27,12 @@ async fn help_and_version_answer() {
 
 #[tokio::test]
 async fn secrets_of_the_environment_are_not_shown_in_help() {
-    let environment =
-        [("DATABASE_URL", "mysql://u:topsecret@h/d"), ("REDIS_URL", "redis://:topsecret@h")];
-    for role in ["payments", "relay", "monitor"] {
+    let environment = [
+        ("DATABASE_URL", "mysql://u:topsecret@h/d"),
+        ("ADOPT_FROM", "mysql://u:topsecret@h/d"),
+        ("REDIS_URL", "redis://:topsecret@h"),
+    ];
+    for role in ["payments", "relay", "monitor", "migrate"] {
         let (_, out, _) = run(&[role, "--help"], &environment).await;
         assert!(!out.contains("topsecret"), "{out}");
     }
@@ -55,6 +58,11 @@ async fn secrets_that_cannot_be_used_are_not_repeated() {
     each_fails_plainly(&[
         (&["monitor"], &[("DATABASE_URL", url)], "'--database-url <URL>' cannot be used: names no"),
         (&["migrate", "monitor", "--database-url", url], &[], "names no database"),
+        (
+            &["migrate", "monitor"],
+            &[("DATABASE_URL", "mysql://u:p@h/d"), ("ADOPT_FROM", url)],
+            "'--adopt-from <URL>' cannot be used: names no",
+        ),
         (
             &["monitor"],
             &[("AUDIT_DATABASE_URL", "mysql://u:p@h/d, mysql://u:pass,topsecret@h/d")],

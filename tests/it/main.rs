@@ -12,6 +12,7 @@
 
 mod support;
 
+mod adopt;
 mod chaos;
 mod cli;
 mod compose;

@@ -24,6 +24,14 @@ pub(in crate::monitor) struct StatusChange {
     pub(in crate::monitor) cause: Option<String>,
 }
 
+/// The end of a window, or its revision.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    pub(super) window_id: i64,
+    pub(super) counts: Counts,
+    pub(super) at: Timestamp,
+}
+
 /// Writes the ends of open windows.
 pub(in crate::monitor) async fn close(
     connection: &mut db::Connection,
@@ -50,7 +58,8 @@ pub(in crate::monitor) async fn close(
             query.build().execute(&mut *connection).await?;
         }
     }
-    remember(connection, windows, now).await?;
+    let ends = windows.iter().map(|(id, counts)| End { window_id: *id, counts: *counts, at: now });
+    remember(connection, &ends.collect::<Vec<_>>()).await?;
     let ids: Vec<i64> = windows.iter().map(|(id, _)| *id).collect();
     mark_uncounted(connection, &ids).await
 }
@@ -108,7 +117,7 @@ async fn revise_one(
     .execute(&mut *connection)
     .await?;
     if status_before != status || was_unobserved != counts.cause().is_some() {
-        remember(connection, &[(id, counts)], now).await?;
+        remember(connection, &[End { window_id: id, counts, at: now }]).await?;
     }
     Ok(is_settled.then(|| counts.verdict()))
 }
@@ -147,20 +156,19 @@ pub(in crate::monitor) async fn settle_unobserved(
 }
 
 /// Adds changes of windows' status to their history.
-async fn remember(
+pub(super) async fn remember(
     connection: &mut db::Connection,
-    windows: &[(i64, Counts)],
-    now: Timestamp,
+    ends: &[End],
 ) -> Result<(), db::Error> {
-    for chunk in chunks(windows) {
+    for chunk in chunks(ends) {
         let mut query = QueryBuilder::<MySql>::new(
             "INSERT INTO window_history (window_id, changed_at, status, received_reports, \
              error_reports, missing_reports, unobserved_reports, cause) ",
         );
-        query.push_values(chunk, |mut values, (id, counts)| {
+        query.push_values(chunk, |mut values, End { window_id, counts, at }| {
             values
-                .push_bind(id)
-                .push_bind(DateTime::<Utc>::from(now))
+                .push_bind(window_id)
+                .push_bind(DateTime::<Utc>::from(*at))
                 .push_bind(counts.verdict().as_sql())
                 .push_bind(counts.received)
                 .push_bind(counts.errors)

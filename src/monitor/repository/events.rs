@@ -43,6 +43,11 @@ impl EventRow {
             }
         }
     }
+
+    /// Whether it reports an error.
+    pub(in crate::monitor) fn is_error(&self) -> bool {
+        self.first.heartbeat.status.is_error()
+    }
 }
 
 /// What a slot's row was before a batch wrote to it.
@@ -93,6 +98,9 @@ const ON_UNSCHEDULED_EXISTS: &str = " ON DUPLICATE KEY UPDATE \
         AND error_message <=> VALUES(error_message), 0, VALUES(deliveries) - VALUES(conflicts)), \
     deliveries = deliveries + VALUES(deliveries)";
 
+/// What is there stays as it is.
+const KEEP: &str = " ON DUPLICATE KEY UPDATE slot = slot";
+
 /// Writes heartbeats of which nothing is there yet. Cheaper than what [`insert_events`] does; fails
 /// as [`db::Error::is_taken`] if one was there, and the transaction is then of no use any more: it has
 /// locked that row for reading, and so may another.
@@ -112,6 +120,24 @@ pub(in crate::monitor) async fn insert_events(
 ) -> Result<u64, db::Error> {
     let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, i64::from(*slot), row)).collect();
     insert(connection, "events", ON_EVENT_EXISTS, &rows).await
+}
+
+/// Writes heartbeats where nothing is known of their slot, and leaves what is there as it is.
+pub(in crate::monitor) async fn insert_lacking_events(
+    connection: &mut db::Connection,
+    rows: &BTreeMap<(i64, u32), EventRow>,
+) -> Result<(), db::Error> {
+    let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, i64::from(*slot), row)).collect();
+    insert(connection, "events", KEEP, &rows).await.map(drop)
+}
+
+/// The same for heartbeats that lie outside of their window's slots.
+pub(in crate::monitor) async fn insert_lacking_unscheduled(
+    connection: &mut db::Connection,
+    rows: &BTreeMap<(i64, i64), EventRow>,
+) -> Result<(), db::Error> {
+    let rows: Vec<_> = rows.iter().map(|((id, slot), row)| (*id, *slot, row)).collect();
+    insert(connection, "unscheduled_events", KEEP, &rows).await.map(drop)
 }
 
 /// Writes heartbeats that lie outside of their window's slots. Their windows are to be counted also
@@ -165,6 +191,8 @@ pub(in crate::monitor) struct MissingSlot {
     pub(in crate::monitor) slot: u32,
     /// When it was due.
     pub(in crate::monitor) due: Timestamp,
+    /// When it was found to be missing.
+    pub(in crate::monitor) found_at: Timestamp,
     /// Why it is missing, if not because nothing arrived.
     pub(in crate::monitor) cause: Option<&'static str>,
 }
@@ -174,21 +202,20 @@ pub(in crate::monitor) struct MissingSlot {
 pub(in crate::monitor) async fn insert_missing(
     connection: &mut db::Connection,
     missing: &[MissingSlot],
-    now: Timestamp,
 ) -> Result<bool, db::Error> {
     let mut all_new = true;
     for chunk in chunks(missing) {
-        if !db::is_inserted(missing_rows(chunk, now).build().execute(&mut *connection).await)? {
+        if !db::is_inserted(missing_rows(chunk).build().execute(&mut *connection).await)? {
             all_new = false;
-            let mut query = missing_rows(chunk, now);
-            query.push(" ON DUPLICATE KEY UPDATE slot = slot");
+            let mut query = missing_rows(chunk);
+            query.push(KEEP);
             query.build().execute(&mut *connection).await?;
         }
     }
     Ok(all_new)
 }
 
-fn missing_rows(chunk: &[MissingSlot], now: Timestamp) -> QueryBuilder<MySql> {
+fn missing_rows(chunk: &[MissingSlot]) -> QueryBuilder<MySql> {
     let mut query = QueryBuilder::<MySql>::new(
         "INSERT INTO events \
          (window_id, slot, status, report_timestamp, recorded_at, cause, deliveries) ",
@@ -199,7 +226,7 @@ fn missing_rows(chunk: &[MissingSlot], now: Timestamp) -> QueryBuilder<MySql> {
             .push_bind(missing.slot)
             .push("'MISSING'")
             .push_bind(DateTime::<Utc>::from(missing.due))
-            .push_bind(DateTime::<Utc>::from(now))
+            .push_bind(DateTime::<Utc>::from(missing.found_at))
             .push_bind(missing.cause)
             .push("0");
     });

@@ -83,6 +83,19 @@ pub(in crate::monitor) async fn low_watermark(
     Ok((watermark.map(Timestamp::from), running_us.unwrap_or(0)))
 }
 
+/// Whether no relay has ever reported, and windows of the stream are open.
+pub(in crate::monitor) async fn waits_for_first_report(
+    pool: &MySqlPool,
+) -> Result<bool, db::Error> {
+    let waits: i64 = sqlx::query_scalar(
+        "SELECT NOT EXISTS (SELECT 1 FROM pipelines) AND EXISTS \
+         (SELECT 1 FROM windows WHERE status = 'OPEN' AND via_stream = TRUE)",
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(waits != 0)
+}
+
 /// What is known of a report's pipeline, locked for this transaction.
 pub(in crate::monitor) async fn lock_progress(
     connection: &mut db::Connection,
