@@ -101,9 +101,9 @@ impl StreamName {
         self.beside("once")
     }
 
-    /// Key of the process of a group whose turn it is to send.
-    fn turn(&self, group: &str) -> String {
-        self.beside(&format!("turn:{group}"))
+    /// Keys of the process of a group whose turn it is to send, and of whether others want it.
+    fn turn(&self, group: &str) -> [String; 2] {
+        ["turn", "wanted"].map(|what| self.beside(&format!("{what}:{group}")))
     }
 
     /// Key of what each sender has seen to, after Redis may have lost something.

@@ -155,8 +155,9 @@ impl Forwarder {
                 Ok(true)
             }
             status if is_unknown(status) => {
+                // It may be any other, so that a resource decides of which an old one has none.
                 if !self.takes_one_by_one() {
-                    self.meet_old_monitor().await;
+                    self.send(Source::Heartbeats, &[]).await;
                 }
                 Ok(false)
             }

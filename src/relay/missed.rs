@@ -19,10 +19,13 @@ impl Missed {
         self.0.store(until, Ordering::Relaxed);
         match created.how {
             Creation::Found => (),
-            Creation::New => tracing::info!(
-                missed_until = %created.missed_until,
-                "created the consumer group, which this Redis did not know"
-            ),
+            Creation::New => {
+                tracing::info!("created the consumer group, which this Redis did not know");
+                if until > 0 {
+                    let until = created.missed_until;
+                    tracing::info!(%until, "others have read before: windows over by then are skipped");
+                }
+            }
             Creation::Again => tracing::warn!(
                 "the consumer group was gone and has been created again: somebody destroyed it; \
                  every entry is still there, and all are read again"

@@ -3,8 +3,8 @@
 //! An original monitor reads its counters, changes them and writes them back, so that of two
 //! heartbeats which come together one is not counted; and it counts a heartbeat that comes again once
 //! more. So the deliveries of a relay stand in a line, in the order of the stream, and the relays of a
-//! group take turns: a turn is a key in Redis that ends after the acknowledgement, or runs out within
-//! seconds when its relay is killed. And a relay remembers what the monitor has confirmed, so that a
+//! group take turns: a turn is a key in Redis that a relay renews for each heartbeat of a batch. It ends
+//! after the last acknowledgement, or runs out within seconds when its relay is killed. And a relay remembers what the monitor has confirmed, so that a
 //! Redis which is emptied, and which the senders fill again, makes nothing count twice.
 //!
 //! What no relay can know: one that is killed between the answer and the acknowledgement leaves a
@@ -30,8 +30,10 @@ use crate::stream::{Group, Source, StreamId};
 const GATHERING: Duration = Duration::from_millis(5);
 /// Time between two looks at whether another relay's turn is over.
 const POLL: Duration = Duration::from_millis(20);
-/// The same while Redis does not answer.
-const PAUSE: Duration = Duration::from_millis(200);
+/// How long a relay that ends its turn leaves it to one that wants it.
+const COURTESY: Duration = Duration::from_millis(30);
+/// Time between two attempts while Redis does not answer.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How much longer a turn lasts than a request: an answer of Redis is waited for within it.
 const MARGIN: Duration = Duration::from_secs(5);
 /// Heartbeats that a relay remembers as confirmed.
@@ -127,9 +129,12 @@ impl OneByOne {
         false
     }
 
+    /// Ends this relay's turn, and lets another take one that waits.
     async fn end_turn(&self, group: &Group) {
-        if let Err(error) = group.end_turn(&self.process).await {
-            tracing::debug!(%error, "ending a turn failed; it runs out");
+        match group.end_turn(&self.process).await {
+            Ok(true) => tokio::time::sleep(COURTESY).await,
+            Ok(false) => (),
+            Err(error) => tracing::debug!(%error, "ending a turn failed; it runs out"),
         }
     }
 
@@ -181,11 +186,12 @@ impl Delivery {
         {
             left = self.attempt_in_turn(single).await;
         }
+        self.one_by_one.end_turn(&self.group).await;
         left.extend(Job::together(singles));
         left
     }
 
-    /// Sends a heartbeat when it is this relay's turn, unless the monitor has confirmed it before.
+    /// Sends a heartbeat in this relay's turn, which it renews, unless the monitor has confirmed it before.
     async fn attempt_in_turn(&self, job: Job) -> Vec<Job> {
         let [only] = job.items.as_slice() else { return vec![job] };
         let digest = only.digest();
@@ -205,9 +211,7 @@ impl Delivery {
             // Before the acknowledgement, which may fail.
             self.one_by_one.confirmed().add(digest);
         }
-        let left = self.learn(job, answer, began.elapsed()).await;
-        self.one_by_one.end_turn(&self.group).await;
-        left
+        self.learn(job, answer, began.elapsed()).await
     }
 }
 

@@ -114,6 +114,6 @@ pub async fn destroy(link: &Link, stream: &StreamName, group: &str) -> Result<()
         commands.cmd("HDEL").arg(key).arg(group).ignore();
     }
     commands.cmd("DEL").arg(stream.suspects(group)).arg(stream.told(group)).ignore();
-    commands.cmd("DEL").arg(stream.turn(group)).ignore();
+    commands.cmd("DEL").arg(&stream.turn(group)).ignore();
     link.query_all(&commands).await
 }

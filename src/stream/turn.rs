@@ -8,20 +8,28 @@ use redis::cmd;
 
 use super::{Group, StreamError};
 
-/// Takes or renews a turn, unless it is another's. Also when Redis has no memory left: what is not
-/// delivered is not deleted either.
+/// Takes or renews a turn, unless it is another's: then notes for a moment that somebody wants it. Also
+/// when Redis has no memory left: what is not delivered is not deleted either.
 const TAKE: &str = r"#!lua flags=allow-oom
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
+if holder and holder ~= ARGV[1] then
+  redis.call('SET', KEYS[2], 1, 'PX', ARGV[3])
+  return 0
+end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('DEL', KEYS[2])
 return 1
 ";
 
-/// Ends a turn, if it is this process'.
+/// Ends a turn, if it is this process'. Answers whether somebody else wants it.
 const END: &str = r"
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+return redis.call('EXISTS', KEYS[2])
 ";
+
+/// How long it is noted that somebody wants a turn: longer than it takes to ask again.
+const WANTED_MS: u32 = 200;
 
 /// Whether a monitor knows a heartbeat that it has got before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,18 +47,18 @@ impl Group {
     /// When Redis does not answer or refuses.
     pub async fn take_turn(&self, process: &str, time: Duration) -> Result<bool, StreamError> {
         let mut command = cmd("EVAL");
-        command.arg(TAKE).arg(1).arg(self.stream.turn(&self.name)).arg(process);
-        command.arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        command.arg(TAKE).arg(2).arg(&self.stream.turn(&self.name)).arg(process);
+        command.arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).arg(WANTED_MS);
         self.writer.query(&command).await
     }
 
-    /// Ends the turn of a process.
+    /// Ends the turn of a process. Answers whether somebody else wants it.
     ///
     /// # Errors
     /// As for [`Group::take_turn`]; it then runs out.
-    pub async fn end_turn(&self, process: &str) -> Result<(), StreamError> {
+    pub async fn end_turn(&self, process: &str) -> Result<bool, StreamError> {
         let mut command = cmd("EVAL");
-        command.arg(END).arg(1).arg(self.stream.turn(&self.name)).arg(process);
+        command.arg(END).arg(2).arg(&self.stream.turn(&self.name)).arg(process);
         self.writer.query(&command).await
     }
 
