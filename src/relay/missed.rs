@@ -96,7 +96,7 @@ mod tests {
         for (source, payload) in [
             (Source::Windows, until("10:02:00.001")),
             // Its last slot goes on.
-            (Source::Windows, until("10:01:55").replace(":10}", ":7}")),
+            (Source::Windows, until("10:01:55").replace(":10}", ":50}")),
             (Source::Windows, "{}".to_owned()),
             (Source::Heartbeats, until("10:02:00")),
         ] {
