@@ -3,7 +3,8 @@
 //!
 //! Data flows one way: [`consume`] reads entries and takes over those that a dead relay left,
 //! [`deliver`] carries a batch through to its acknowledgement, [`forward`] speaks HTTP and says
-//! what an answer means. [`gate`] stops the reading while the monitor is away, [`concurrency`] says how
+//! what an answer means. [`one_by_one`] keeps the order before an original monitor, and [`missed`] skips
+//! what was over before the group existed. [`gate`] stops the reading while the monitor is away, [`concurrency`] says how
 //! much may be under way, [`held`] keeps the leases on everything in flight, [`report`] tells the
 //! monitor how far delivery has come, [`metrics`] counts, [`trace`] records. Any number of relays may
 //! share a group.
@@ -14,8 +15,13 @@ pub mod deliver;
 pub mod forward;
 pub mod gate;
 pub mod held;
+pub mod item;
+mod job;
 pub mod metrics;
+pub mod missed;
+pub mod one_by_one;
 pub mod report;
+mod settle;
 pub mod trace;
 
 use std::net::SocketAddr;
@@ -42,6 +48,8 @@ use self::forward::Forwarder;
 use self::gate::Gate;
 use self::held::Held;
 use self::metrics::Metrics;
+use self::missed::Missed;
+use self::one_by_one::OneByOne;
 use self::report::Reporter;
 use self::trace::Deliveries;
 use crate::config::{MonitorUrl, StartArgs, StreamArgs, positive_duration, secret};
@@ -179,7 +187,7 @@ pub async fn serve(
     let consumer = args.consumer()?;
     let process = Uuid::new_v4().to_string();
     tracing::info!(?args, consumer, "the relay starts");
-    let (link, group) = tokio::select! {
+    let (link, group, missed) = tokio::select! {
         connected = connect(&args, &consumer, &process) => connected?,
         () = shutdown.cancelled() => return Ok(()),
     };
@@ -193,6 +201,8 @@ pub async fn serve(
         forwarder: Forwarder::new(args.monitor_url.clone(), args.http_timeout)?,
         held: Held::default(),
         concurrency: Concurrency::new(args.concurrency),
+        missed,
+        one_by_one: OneByOne::new(args.http_timeout),
         gate: Gate::default(),
         readiness: readiness.clone(),
         metrics,
@@ -232,7 +242,7 @@ async fn connect(
     args: &RelayArgs,
     consumer: &str,
     process: &str,
-) -> anyhow::Result<(Arc<Link>, Arc<Group>)> {
+) -> anyhow::Result<(Arc<Link>, Arc<Group>, Missed)> {
     let redis = args.stream.url()?;
     let link = Arc::new(Link::new(&redis)?);
     link.wait_until_ready(&redis, args.start.connect_timeout).await?;
@@ -240,10 +250,9 @@ async fn connect(
     let stream = args.stream.stream_name.clone();
     let group = Arc::new(Group::new(&redis, Arc::clone(&link), stream, names, BLOCK)?);
     take_name(&group, consumer, process).await?;
-    if group.create().await.context("creating the consumer group")? {
-        tracing::info!(group = %args.consumer_group, "created the consumer group");
-    }
-    Ok((link, group))
+    let missed = Missed::default();
+    missed.learn(&group.create().await.context("creating the consumer group")?);
+    Ok((link, group, missed))
 }
 
 /// Makes sure that no other relay has this name. One that was killed keeps it for a moment.

@@ -12,6 +12,7 @@
 //!   and no consumer with pending entries is deleted: both lose
 //!   messages silently.
 
+mod creation;
 mod dead;
 mod group;
 mod link;
@@ -19,18 +20,21 @@ mod membership;
 mod producer;
 mod script;
 mod survey;
+mod turn;
 
 use std::fmt;
 use std::str::FromStr;
 
 use redis::{ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind, Value};
 
+pub use creation::{Created, Creation};
 pub use dead::{DeadLetter, DeadLetters, Replayed};
 pub use group::{Claimed, Entry, Facts, Group, Source};
 pub use link::Link;
 pub use membership::{Activity, activity, destroy};
 pub use producer::{Producer, Written, identity_mark};
 pub use survey::{Observation, Survey};
+pub use turn::Repeats;
 
 pub use crate::wire::StreamId;
 
@@ -85,6 +89,21 @@ impl StreamName {
     /// Key of how far each group has come.
     fn watermarks(&self) -> String {
         self.beside("watermark")
+    }
+
+    /// Key of what each group has missed, and how many entries it has seen the streams be given.
+    fn groups(&self) -> String {
+        self.beside("groups")
+    }
+
+    /// Key of the groups whose monitor counts again what comes again.
+    fn once(&self) -> String {
+        self.beside("once")
+    }
+
+    /// Keys of the process of a group whose turn it is to send, and of whether others want it.
+    fn turn(&self, group: &str) -> [String; 2] {
+        ["turn", "wanted"].map(|what| self.beside(&format!("{what}:{group}")))
     }
 
     /// Key of what each sender has seen to, after Redis may have lost something.

@@ -62,6 +62,8 @@ ANSWERS = "it forward::each_answer_of_a_monitor_has_its_meaning"
 TRIM = "it streams::what_every_group_has_acknowledged_is_deleted_and_nothing_else"
 KEEP = "it streams::nothing_is_deleted_while_the_relays_group_is_gone"
 SET_ASIDE = "it streams::setting_aside_and_acknowledging_happen_both_or_neither"
+DELETED_STREAM = "it groups::a_deleted_stream_is_a_loss_also_when_it_is_filled_again"
+NEW_RELAY = "it old_monitor::a_relay_that_starts_with_an_emptied_redis_sends_nothing_twice"
 HAND_ON = "it roles::a_relay_that_is_killed_or_told_to_stop_hands_on_what_it_holds"
 REFUSES_ALL = "it suspects::a_monitor_that_refuses_everything_makes_no_dead_letter"
 HOLDS_UP = "it suspects::a_message_that_makes_the_monitor_fail_holds_up_no_other"
@@ -456,9 +458,9 @@ GUARDS = [
     Guard(
         "groups begin at 0",
         "streams lose silently",
-        "src/stream/group.rs",
-        "ARGV[1], '0', 'MKSTREAM'",
-        "ARGV[1], '$', 'MKSTREAM'",
+        "src/stream/creation.rs",
+        "group, '0', 'MKSTREAM'",
+        "group, '$', 'MKSTREAM'",
         "it reading::what_was_written_before_the_group_existed_is_read",
     ),
     Guard(
@@ -739,7 +741,7 @@ GUARDS = [
         "acknowledge what is committed",
         "src/relay/consume.rs",
         "match self.delivery.group.create().await {",
-        "match Ok::<_, StreamError>(()) {",
+        "match Err::<crate::stream::Created, _>(\"none is created\") {",
         "it relay::a_lost_group_and_an_emptied_redis_are_recovered",
     ),
     Guard(
@@ -772,7 +774,7 @@ GUARDS = [
     Guard(
         "suspects step aside",
         "whose fault it is",
-        "src/relay/deliver.rs",
+        "src/relay/job.rs",
         "self.items.len() == 1 && self.strikes > 0",
         "self.items.is_empty()",
         HOLDS_UP,
@@ -1116,12 +1118,101 @@ GUARDS = [
         "it pipeline::time_in_which_no_monitor_runs_does_not_count",
     ),
     Guard(
-        "a lost group tells the senders",
+        "lost entries tell the senders",
         "intent, then outcome",
-        "src/stream/group.rs",
-        "if created > 0 then redis.call('SET', KEYS[3], ARGV[2]) end",
+        "src/stream/creation.rs",
+        "if is_lost then redis.call('SET', KEYS[3], ARGV[2]) end\n",
         "",
-        "it watermark::an_emptied_redis_and_a_lost_group_are_another_redis",
+        DELETED_STREAM,
+    ),
+    Guard(
+        "the survey notes what a group may lose",
+        "intent, then outcome",
+        "src/stream/survey.rs",
+        "redis.call('HSET', KEYS[8], group, missed .. ' ' .. added_to(KEYS[2]) .. ' ' .. added_to(KEYS[3]))\n",
+        "",
+        DELETED_STREAM,
+    ),
+    Guard(
+        "a group that is missing proves no loss",
+        "intent, then outcome",
+        "src/stream/creation.rs",
+        "if missed and added < noted[number] then is_lost = true end",
+        "is_lost = added > -2",
+        "it groups::an_emptied_redis_is_another_redis_and_a_destroyed_group_is_not",
+    ),
+    Guard(
+        "look before a group is created",
+        "a full Redis",
+        "src/stream/creation.rs",
+        "if not group_of(KEYS[number], group) then",
+        "if group ~= '' then",
+        "it groups::a_group_that_exists_needs_no_memory",
+    ),
+    Guard(
+        "a turn needs no memory",
+        "a full Redis",
+        "src/stream/turn.rs",
+        "#!lua flags=allow-oom\n",
+        "",
+        "it groups::a_group_that_exists_needs_no_memory",
+    ),
+    Guard(
+        "what was over before the group is skipped",
+        "a first relay",
+        "src/relay/missed.rs",
+        "announcement.window.ends_at() <= until",
+        "announcement.window.ends_at() < announcement.window.from()",
+        "it groups::windows_that_were_over_before_the_group_are_skipped_and_no_others",
+    ),
+    # An original monitor: one at a time, and each once.
+    Guard(
+        "a line within a relay",
+        "an original monitor",
+        "src/relay/one_by_one.rs",
+        "!line.is_sending && line.waiting.first() == Some(&id)",
+        "!line.is_sending && line.waiting.contains(&id)",
+        "lib relay::one_by_one::tests::the_earliest_heartbeat_goes_first_and_nobody_beside_it",
+    ),
+    Guard(
+        "a turn among relays",
+        "an original monitor",
+        "src/relay/one_by_one.rs",
+        "if !self.one_by_one.take_turn(&self.group, &self.shutdown).await {",
+        "if self.shutdown.is_cancelled() {",
+        "it old_monitor::two_relays_make_an_old_monitor_count_each_heartbeat_once",
+    ),
+    Guard(
+        "a turn runs out",
+        "an original monitor",
+        "src/stream/turn.rs",
+        "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])",
+        "redis.call('SET', KEYS[1], ARGV[1])",
+        "it old_monitor::a_relay_that_is_killed_in_its_turn_lets_another_go_on",
+    ),
+    Guard(
+        "what is confirmed is not sent again",
+        "an original monitor",
+        "src/relay/one_by_one.rs",
+        "            self.one_by_one.confirmed().add(digest);\n",
+        "",
+        "it old_monitor::a_service_that_starts_with_an_emptied_redis_makes_nothing_count_twice",
+    ),
+    Guard(
+        "nothing for good measure before an original monitor",
+        "an original monitor",
+        "src/payments/resend.rs",
+        "        if self.since_repeats.is_some() {\n            self.rest_of = None;\n        }\n",
+        "",
+        NEW_RELAY,
+    ),
+    Guard(
+        "no straggler was delivered before an original monitor",
+        "an original monitor",
+        "src/payments/resend.rs",
+        "Some(_) => self.delivered_before.map_or(lately, |before| before.max(lately)),",
+        "Some(_) => lately,",
+        NEW_RELAY,
     ),
     Guard(
         "deleted entries tell the senders",

@@ -3,7 +3,8 @@
 //! Redis promises to keep an answered write only as far as its own settings and replicas go: a
 //! failover may lose the last ones, and whoever empties it loses all. Both change its identity. The
 //! audit holds everything that was ever sent, so that it can be sent again; what the monitor has
-//! seen before, it drops.
+//! seen before, it drops. An original monitor does not: before one, nothing is sent again for good
+//! measure.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Payments;
 use super::publish::{self, PublishError};
 use super::repository::{self, Elsewhere};
-use crate::stream::{Observation, StreamError};
+use crate::stream::{Observation, Repeats, StreamError};
 use crate::wire::Timestamp;
 use crate::{db, shutdown};
 
@@ -29,6 +30,9 @@ const STORE_EVERY: Duration = Duration::from_secs(5);
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// Looks from one search for stragglers to the next.
 const LOOKS_PER_SEARCH: u32 = 5;
+/// Looks for which it is remembered that a monitor counts again what comes again: as far back as
+/// everything is sent again, for a Redis that was emptied has to be told anew.
+const LOOKS_OF_REPEATS: u32 = 120;
 /// Messages that one step sends again.
 const SENDS_PER_STEP: u32 = 256;
 /// Steps of one look that are for good measure.
@@ -47,7 +51,7 @@ pub struct Known {
 
 impl Known {
     fn new(seen: &Observation) -> Self {
-        let Observation { identity, now, watermark } = seen.clone();
+        let Observation { identity, now, watermark, .. } = seen.clone();
         Self { identity, seen_at: now, delivered_until: watermark }
     }
 
@@ -146,6 +150,10 @@ pub struct Watch {
     /// The last instant of which it is stored that all before has arrived.
     noted: Option<Timestamp>,
     looks: u32,
+    /// Looks since a monitor was last said to count again what comes again, if any was lately.
+    since_repeats: Option<u32>,
+    /// What was published before had been delivered when this process began, or Redis was lost last.
+    delivered_before: Option<Timestamp>,
 }
 
 impl Watch {
@@ -161,6 +169,8 @@ impl Watch {
             Some(known) => known.clone(),
             None => self.recall(payments, &seen).await?,
         };
+        self.learn(&seen);
+        self.delivered_before.get_or_insert(known.undelivered_since());
         payments.metrics.catching_up.set((known.identity != seen.identity).into());
         self.known = Some(known.clone());
         if known.identity == seen.identity {
@@ -175,6 +185,7 @@ impl Watch {
         } else if self.catch_up(payments, &known, &seen).await? {
             let done_at = observe(payments, &seen_to).await?.now;
             self.known = Some(Known::new(&seen));
+            self.delivered_before = Some(known.undelivered_since());
             self.rest_of = Some(known);
             payments.metrics.catching_up.set(0);
             self.seen_to.send_replace(SeenTo { identity: seen.identity, done_at });
@@ -183,6 +194,15 @@ impl Watch {
         }
         payments.metrics.watch.renew();
         self.store(payments).await
+    }
+
+    fn learn(&mut self, seen: &Observation) {
+        self.since_repeats = match seen.repeats {
+            Repeats::CountedAgain => Some(0),
+            Repeats::CountedOnce => {
+                self.since_repeats.map(|looks| looks + 1).filter(|looks| *looks < LOOKS_OF_REPEATS)
+            }
+        };
     }
 
     /// What an earlier run of the service has stored; else what it sees now.
@@ -223,6 +243,9 @@ impl Watch {
         payments: &Payments,
         seen: &Observation,
     ) -> Result<(), PublishError> {
+        if self.since_repeats.is_some() {
+            self.rest_of = None;
+        }
         let Some(lost) = self.rest_of.clone() else { return Ok(()) };
         let identity = seen.identity.as_str();
         let only = Some(lost.identity.as_str());
@@ -311,7 +334,11 @@ impl Watch {
     ) -> Result<(), PublishError> {
         self.looks = (self.looks + 1) % LOOKS_PER_SEARCH;
         if self.looks == 0 {
-            let since = seen.now.minus(AT_LEAST);
+            let lately = seen.now.minus(AT_LEAST);
+            let since = match self.since_repeats {
+                Some(_) => self.delivered_before.map_or(lately, |before| before.max(lately)),
+                None => lately,
+            };
             if self.announce_again(payments, &seen.identity, since).await? {
                 let identity = seen.identity.as_str();
                 let which =
@@ -343,6 +370,20 @@ mod tests {
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_micros(1_795_000_000_000_000 + seconds * 1_000_000)
+    }
+
+    #[test]
+    fn it_is_remembered_for_a_time_that_a_monitor_counts_again() {
+        let seen =
+            |repeats| Observation { identity: String::new(), now: at(0), watermark: None, repeats };
+        let mut watch = Watch::default();
+        watch.learn(&seen(Repeats::CountedAgain));
+        for look in 1..LOOKS_OF_REPEATS {
+            watch.learn(&seen(Repeats::CountedOnce));
+            assert_eq!(watch.since_repeats, Some(look));
+        }
+        watch.learn(&seen(Repeats::CountedOnce));
+        assert_eq!(watch.since_repeats, None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::RelayArgs;
 use super::deliver::Delivery;
 use crate::retry::Backoff;
 use crate::shutdown;
-use crate::stream::{Entry, Source, StreamError, StreamId};
+use crate::stream::{Creation, Entry, Source, StreamError, StreamId};
 
 /// What one read should bring at the most, in bytes. Redis counts entries only, so that the size of
 /// those to come is guessed from the largest seen lately.
@@ -52,6 +52,10 @@ pub async fn run(delivery: Arc<Delivery>, limits: Limits) -> anyhow::Result<()> 
     tokio::join!(consumer.read_until_stopped(), consumer.tend_until_stopped());
     consumer.deliveries.close();
     consumer.deliveries.wait().await;
+    // The last chance to tell the senders what is delivered.
+    if let Err(error) = consumer.delivery.group.survey().await {
+        tracing::debug!(%error, "the senders do not learn what was delivered last");
+    }
     if let Err(error) = consumer.delivery.group.leave().await {
         tracing::debug!(%error, "leaving the group failed; the name stays in it");
     }
@@ -127,10 +131,14 @@ impl Consumer {
         self.delivery.readiness.trouble("reading", error.advice());
         if let StreamError::NoGroup(_) = error {
             match self.delivery.group.create().await {
-                Ok(_) => tracing::error!(
-                    "the consumer group was gone and has been created again, from the start of the \
-                     streams: was Redis emptied or replaced?"
-                ),
+                Ok(created) => {
+                    self.delivery.missed.learn(&created);
+                    if created.how == Creation::New {
+                        tracing::error!(
+                            "nothing is left of the group: was Redis emptied or replaced?"
+                        );
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "creating the consumer group failed"),
             }
         }

@@ -12,7 +12,6 @@
 //! | everything else | wrong address or credentials: a person has to look |
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -21,14 +20,13 @@ use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use uuid::Uuid;
 
+use super::item::Item;
 use crate::clock;
 use crate::config::MonitorUrl;
 use crate::http;
-use crate::stream::{Entry, Source, StreamId};
-use crate::traces::Span;
-use crate::wire::{PipelineReport, Timestamp};
+use crate::stream::Source;
+use crate::wire::PipelineReport;
 
 /// How long a monitor is taken for an old one before the newer resources are tried again.
 const OLD_MONITOR_FOR: Duration = Duration::from_mins(1);
@@ -61,86 +59,6 @@ pub enum Answer {
     Misconfigured(String),
 }
 
-/// One message on its way.
-#[derive(Debug)]
-pub struct Item {
-    /// The entry that it is from.
-    pub id: StreamId,
-    json: String,
-    /// That of its delivery, if its trace is recorded.
-    span: Option<Box<Span>>,
-}
-
-impl Item {
-    /// Reads an entry: a JSON object, to which the id of the entry is added. What its members mean, and
-    /// whether they may stand there, the monitor says.
-    ///
-    /// # Errors
-    /// Why the entry cannot be sent at all.
-    pub fn read(entry: &Entry) -> Result<Self, String> {
-        let payload = entry.payload.as_deref().ok_or("the entry has no field named payload")?;
-        let no_object = |error| format!("the payload is not a JSON object: {error}");
-        let object: &RawValue = serde_json::from_slice(payload).map_err(no_object)?;
-        let members = object.get().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-        let json = match members.map(str::trim_ascii) {
-            // The usual case, and the relay's most frequent work: nothing is taken apart.
-            Some(members) if !may_name_an_entry(members) => {
-                let comma = if members.is_empty() { "" } else { "," };
-                format!("{{{members}{comma}\"stream_id\":\"{}\"}}", entry.id)
-            }
-            _ => with_stream_id(payload, entry.id).map_err(no_object)?,
-        };
-        Ok(Self { id: entry.id, json, span: None })
-    }
-
-    /// What is sent.
-    pub(super) fn json(&self) -> &str {
-        &self.json
-    }
-
-    /// Begins a span, which becomes the parent that the message names at this place.
-    pub(super) fn trace(&mut self, span: Span, parent: Range<usize>) {
-        self.json.replace_range(parent, &format!("{:016x}", span.id()));
-        self.span = Some(Box::new(span));
-    }
-
-    /// Its span, if it has one, which goes on.
-    pub(super) fn span(&self) -> Option<&Span> {
-        self.span.as_deref()
-    }
-
-    /// The window and the slot that the message names, as far as they can be read.
-    #[must_use]
-    pub fn identity(&self) -> (Option<Uuid>, Option<i64>) {
-        #[derive(Deserialize)]
-        struct Identity<'j> {
-            #[serde(borrow)]
-            window_uuid: Option<&'j RawValue>,
-            #[serde(borrow)]
-            slot: Option<&'j RawValue>,
-        }
-        let Ok(identity) = serde_json::from_str::<Identity>(&self.json) else {
-            return (None, None);
-        };
-        let read = |raw: Option<&RawValue>| serde_json::from_str(raw?.get()).ok();
-        let uuid = read(identity.window_uuid).and_then(|text: String| text.parse().ok());
-        (uuid, identity.slot.and_then(|raw| raw.get().parse().ok()))
-    }
-}
-
-/// Whether members may say of which entry they are, perhaps in an unusual spelling.
-fn may_name_an_entry(members: &str) -> bool {
-    members.contains("stream_id") || members.contains('\\')
-}
-
-/// An object with the id of its entry, whatever it says of that itself.
-fn with_stream_id(payload: &[u8], id: StreamId) -> Result<String, serde_json::Error> {
-    let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(payload)?;
-    let id = RawValue::from_string(format!("\"{id}\""))?;
-    members.insert("stream_id".to_owned(), &id);
-    serde_json::to_string(&members)
-}
-
 /// Speaks to the monitor.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -167,30 +85,20 @@ impl Forwarder {
         Ok(Self { client, monitor, old_until: AtomicU64::new(0) })
     }
 
-    /// Sends messages of one stream.
+    /// Sends messages of one stream together.
     pub async fn send(&self, source: Source, items: &[Item]) -> Answer {
-        let old = self.takes_it_for_old(clock::now());
-        match (source, old, items) {
-            (Source::Windows, true, _) => Answer::NotForOldMonitors,
-            (Source::Heartbeats, true, [only]) => self.send_one(only).await,
-            (Source::Heartbeats, true, _) => Answer::OneByOne,
-            (_, false, _) => self.send_batch(source, items).await,
-        }
-    }
-
-    async fn send_batch(&self, source: Source, items: &[Item]) -> Answer {
         let resource = match source {
             Source::Heartbeats => "heartbeats/batch",
             Source::Windows => "windows/batch",
         };
-        let bodies: Vec<&str> = items.iter().map(|item| item.json.as_str()).collect();
+        let bodies: Vec<&str> = items.iter().map(Item::json).collect();
         let body = format!("[{}]", bodies.join(","));
         let response = match self.post(self.monitor.join(resource), body).await {
             Ok(response) => response,
             Err(error) => return no_answer(&error),
         };
         match response.status() {
-            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => self.meet_old_monitor().await,
+            status if is_unknown(status) => self.meet_old_monitor().await,
             status if status.is_success() => outcomes(response, items.len()).await,
             // Whoever says that it is too much: less may pass.
             StatusCode::PAYLOAD_TOO_LARGE if items.len() > 1 => {
@@ -200,8 +108,9 @@ impl Forwarder {
         }
     }
 
-    async fn send_one(&self, item: &Item) -> Answer {
-        match self.post(self.monitor.join("heartbeats"), item.json.clone()).await {
+    /// Sends a heartbeat as an original monitor takes it.
+    pub(super) async fn send_one(&self, item: &Item) -> Answer {
+        match self.post(self.monitor.join("heartbeats"), item.json().to_owned()).await {
             Ok(response) if response.status().is_success() => accepted(response).await,
             Ok(response) => classify(response).await,
             Err(error) => no_answer(&error),
@@ -238,33 +147,42 @@ impl Forwarder {
     /// Why the monitor did not take the report.
     pub async fn report(&self, report: &PipelineReport) -> Result<bool, String> {
         let body = serde_json::to_string(report).map_err(|error| error.to_string())?;
-        match self.post(self.monitor.join("pipeline"), body).await {
-            Ok(response) if response.status().is_success() => Ok(true),
-            Ok(response)
-                if matches!(
-                    response.status(),
-                    StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
-                ) =>
-            {
+        let response = self.post(self.monitor.join("pipeline"), body).await;
+        let response = response.map_err(|error| unreached(&error))?;
+        match response.status() {
+            status if status.is_success() => {
+                self.old_until.store(0, Ordering::Relaxed);
+                Ok(true)
+            }
+            status if is_unknown(status) => {
+                // It may be any other, so that a resource decides of which an old one has none.
+                if !self.takes_one_by_one() {
+                    self.send(Source::Heartbeats, &[]).await;
+                }
                 Ok(false)
             }
-            Ok(response) => {
-                let status = response.status();
+            status => {
                 let body = response.bytes().await.unwrap_or_default();
                 Err(format!("the monitor answered {status}: {}", shown(&body)))
             }
-            Err(error) => Err(unreached(&error)),
         }
     }
 
-    fn takes_it_for_old(&self, now: Timestamp) -> bool {
-        u64::try_from(now.micros()).unwrap_or(0) < self.old_until.load(Ordering::Relaxed)
+    /// Whether the monitor is taken for an old one: heartbeats one by one and no announcements.
+    #[must_use]
+    pub fn takes_one_by_one(&self) -> bool {
+        u64::try_from(clock::now().micros()).unwrap_or(0) < self.old_until.load(Ordering::Relaxed)
     }
 
     async fn post(&self, url: Url, body: String) -> reqwest::Result<Response> {
         let request = self.client.post(url).header(CONTENT_TYPE, "application/json");
         request.body(body).send().await
     }
+}
+
+/// Whether an old monitor answers so where a newer resource is.
+fn is_unknown(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)
 }
 
 fn no_answer(error: &reqwest::Error) -> Answer {
@@ -350,47 +268,4 @@ fn is_a_monitors_refusal(body: &[u8]) -> bool {
 fn shown(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body.get(..SHOWN_BYTES).unwrap_or(body));
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn read(payload: &[u8]) -> Result<Value, String> {
-        let entry = Entry {
-            source: Source::Heartbeats,
-            id: StreamId { millis: 5, sequence: 1 },
-            payload: Some(payload.to_vec()),
-            is_deleted: false,
-        };
-        Item::read(&entry).map(|item| serde_json::from_str(&item.json).unwrap())
-    }
-
-    #[test]
-    fn the_id_of_the_entry_is_added_whatever_the_message_says_of_it() {
-        let expected = json!({"a": 1, "stream_id": "5-1"});
-        for payload in [
-            r#"{"a":1}"#,
-            r#" { "a" : 1 } "#,
-            r#"{"a":1,"stream_id":"9-9"}"#,
-            r#"{"stream_id":"9-9","a":1,"stream_id":"8-8"}"#,
-            r#"{"stream\u005fid":"9-9","a":1}"#,
-        ] {
-            assert_eq!(read(payload.as_bytes()), Ok(expected.clone()), "{payload}");
-        }
-        assert_eq!(read(b"{}"), Ok(json!({"stream_id": "5-1"})));
-        let text = json!({"a": "stream_id \" } ", "stream_id": "5-1"});
-        assert_eq!(read(br#"{"a":"stream_id \" } "}"#), Ok(text));
-    }
-
-    #[test]
-    fn what_is_no_object_is_refused() {
-        for payload in [&b"not json"[..], b"[1]", b"\"{}\"", b"{", b"{}x", b"{\"a\":\"\xff\"}", b""]
-        {
-            let refused = read(payload).unwrap_err();
-            assert!(refused.starts_with("the payload is not a JSON object"), "{refused}");
-        }
-    }
 }

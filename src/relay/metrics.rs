@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::deliver::Delivery;
 use super::forward::Answer;
-use crate::metrics::{Age, Histogram, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use crate::metrics::{Age, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use crate::stream::{Source, Survey};
 use crate::wire::Breaker;
 
@@ -38,6 +38,10 @@ pub struct Metrics {
     pub registry: Registry,
     /// Other groups that have not read for a day.
     pub silent_groups: IntGauge,
+    /// Heartbeats that an original monitor had confirmed before, and which were not sent again.
+    pub repeats: IntCounter,
+    /// Announcements of windows that were over before the group existed.
+    pub skipped: IntCounter,
     requests: IntCounterVec,
     retries: IntCounterVec,
     request: Histogram,
@@ -52,6 +56,14 @@ impl Default for Metrics {
             silent_groups: registry.gauge(
                 "heartbeat_relay_silent_groups",
                 "Other groups that have not read for a day, for which the streams keep everything.",
+            ),
+            repeats: registry.counter(
+                "heartbeat_relay_repeats_total",
+                "Heartbeats acknowledged unsent: an original monitor had confirmed the same before.",
+            ),
+            skipped: registry.counter(
+                "heartbeat_relay_skipped_announcements_total",
+                "Announcements of windows that were over before the consumer group existed.",
             ),
             requests: registry.counters(
                 ("heartbeat_relay_requests_total", "Requests with messages, by what came of them."),

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::deliver::Delivery;
 use crate::shutdown;
-use crate::stream::{DeadLetter, DeadLetters, StreamError, Survey};
+use crate::stream::{DeadLetter, DeadLetters, Repeats, StreamError, Survey};
 use crate::wire::{DeadLetterReport, LONGEST_NAME, MOST_ITEMS, PipelineReport, Timestamp};
 
 /// Time between two reports.
@@ -117,6 +117,9 @@ impl Reporter {
         let survey = self.survey().await?;
         self.delivery.metrics.surveyed(&survey);
         if self.memory.old_until.is_some_and(|until| Instant::now() < until) {
+            if self.delivery.forwarder.takes_one_by_one() {
+                self.tell_senders(Repeats::CountedAgain).await;
+            }
             return Ok(());
         }
         let letters = self.letters.untold(&self.group, LETTERS_PER_REPORT).await?;
@@ -130,12 +133,25 @@ impl Reporter {
         let answer = self.delivery.forwarder.report(&report).await;
         self.delivery.readiness.note("reporting", &answer);
         let is_known = answer.map_err(ReportError::Monitor)?;
+        if is_known {
+            self.tell_senders(Repeats::CountedOnce).await;
+        } else if self.delivery.forwarder.takes_one_by_one() {
+            self.tell_senders(Repeats::CountedAgain).await;
+        }
         self.memory.watermark = Some(report.watermark);
         self.memory.old_until = (!is_known).then(|| Instant::now() + OLD_MONITOR_FOR);
         if let Some(last) = letters.last().filter(|_| is_known) {
             self.letters.told(&self.group, last.id).await?;
         }
         Ok(())
+    }
+
+    /// Tells the senders, in Redis, what the monitor makes of what comes again. Each time, because
+    /// Redis may have been emptied.
+    async fn tell_senders(&self, repeats: Repeats) {
+        if let Err(error) = self.delivery.group.publish_repeats(repeats).await {
+            tracing::debug!(%error, "the senders cannot be told what the monitor is");
+        }
     }
 
     /// Asks Redis, and once more if it fails: a connection that broke is no outage. After an outage

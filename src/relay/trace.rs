@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::forward::Item;
+use super::item::Item;
 use crate::clock;
 use crate::stream::{Source, StreamName};
 use crate::traces::{Kind, Span, Tracer};

@@ -12,22 +12,6 @@ use super::{Link, StreamError, StreamId, StreamName};
 use crate::config::RedisUrl;
 use crate::wire::Timestamp;
 
-/// Creates the group where it is missing, from the first entry on. Whoever finds it missing renews
-/// the epoch in the same step: entries may be gone with it, and senders have to send them again.
-const CREATE: &str = r"
-local created = 0
-for number = 1, 2 do
-  local answer = redis.pcall('XGROUP', 'CREATE', KEYS[number], ARGV[1], '0', 'MKSTREAM')
-  if not answer.err then
-    created = created + 1
-  elseif not string.find(answer.err, 'BUSYGROUP') then
-    return answer
-  end
-end
-if created > 0 then redis.call('SET', KEYS[3], ARGV[2]) end
-return created
-";
-
 /// Moves an entry to the dead letters and acknowledges it, both or neither: what fails, fails before
 /// the acknowledgement. Copying happens inside Redis, so that a body of any size does not travel.
 /// Does nothing if another consumer has already acknowledged the entry. `attempts` is how often the
@@ -189,19 +173,6 @@ impl Group {
     ) -> anyhow::Result<Self> {
         let reader = Link::with_blocking(url, block)?;
         Ok(Self { reader, writer, stream, name, consumer, block })
-    }
-
-    /// Makes sure that the group exists on both streams, from their first entry on. Answers
-    /// whether any had to be created; the senders then learn that entries may be lost.
-    ///
-    /// # Errors
-    /// When Redis does not answer or refuses.
-    pub async fn create(&self) -> Result<bool, StreamError> {
-        let mut command = cmd("EVAL");
-        command.arg(CREATE).arg(3).arg(&[self.stream.windows(), self.stream.reports()]);
-        command.arg(self.stream.epoch()).arg(&self.name).arg(new_epoch());
-        let created: u32 = self.writer.query(&command).await?;
-        Ok(created > 0)
     }
 
     /// Up to `count` entries per stream that no consumer has read; waits for some.

@@ -110,7 +110,10 @@ pub async fn destroy(link: &Link, stream: &StreamName, group: &str) -> Result<()
     for source in Source::ALL {
         commands.cmd("XGROUP").arg(&["DESTROY", stream.key(source), group]).ignore();
     }
-    commands.cmd("HDEL").arg(stream.watermarks()).arg(group).ignore();
+    for key in [stream.watermarks(), stream.groups(), stream.once()] {
+        commands.cmd("HDEL").arg(key).arg(group).ignore();
+    }
     commands.cmd("DEL").arg(stream.suspects(group)).arg(stream.told(group)).ignore();
+    commands.cmd("DEL").arg(&stream.turn(group)).ignore();
     link.query_all(&commands).await
 }

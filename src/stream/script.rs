@@ -16,8 +16,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 ";
 
-/// Looks at groups: the facts of each that a stream has, none without the stream; the first entry
-/// that one holds pending; the first that it has not read. Nil or false where there is no entry.
+/// Looks at groups: the facts of each that a stream has, none without the stream; those of one, by
+/// name; those of the stream itself, none without it; how many entries it was ever given, as text;
+/// the first entry that a group holds pending; the first that it has not read. Nil or false where
+/// there is no group or entry.
 pub(super) const GROUPS: &str = r"
 local function groups_of(stream)
   local groups = {}
@@ -27,6 +29,21 @@ local function groups_of(stream)
     for i = 1, #fields, 2 do groups[number][fields[i]] = fields[i + 1] end
   end
   return groups
+end
+local function group_of(stream, name)
+  for _, facts in ipairs(groups_of(stream)) do
+    if facts['name'] == name then return facts end
+  end
+end
+local function facts_of(stream)
+  local facts = {}
+  if redis.call('EXISTS', stream) == 0 then return facts end
+  local fields = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #fields, 2 do facts[fields[i]] = fields[i + 1] end
+  return facts
+end
+local function added_to(stream)
+  return string.format('%.0f', facts_of(stream)['entries-added'] or 0)
 end
 local function oldest_pending(stream, facts)
   return redis.call('XPENDING', stream, facts['name'])[2]

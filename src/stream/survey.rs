@@ -14,12 +14,13 @@
 use redis::{FromRedisValue, Value, cmd};
 
 use super::script::{GROUPS, IDENTIFY, new_epoch};
-use super::{Group, Producer, Source, StreamError, StreamId};
+use super::{Group, Producer, Repeats, Source, StreamError, StreamId};
 use crate::wire::{MOST_ITEMS, StreamState, Suspect, SuspectReport, Timestamp};
 
 /// Surveys the group, forgets suspects that are no longer pending, and publishes the instant before
 /// which everything is settled, suspects as well: a sender keeps what is not, and sends it again if
-/// it may be lost. The watermark passes no more suspects than are answered.
+/// it may be lost. The watermark passes no more suspects than are answered. Notes how many entries
+/// the streams were given, by which their loss is known if the group goes with them.
 ///
 /// A sender that was here within 30 s and has not seen to this Redis is sending again, and so is one
 /// whose last entry of these is not delivered yet: it is younger than the windows that it belongs
@@ -36,11 +37,6 @@ for i = 1, #noted, 2 do
   elseif #suspects < tonumber(ARGV[3]) then
     is_suspect[noted[i]] = true
     suspects[#suspects + 1] = {tonumber(stream), id, noted[i + 1]}
-  end
-end
-local function facts_of(stream)
-  for _, facts in ipairs(groups_of(stream)) do
-    if facts['name'] == group then return facts end
   end
 end
 local function first_undelivered(number, facts)
@@ -63,7 +59,7 @@ local function down_to(watermark, id)
 end
 local watermark, settled, states = now, now, {}
 for number, stream in ipairs(streams) do
-  local facts = facts_of(stream)
+  local facts = group_of(stream, group)
   if not facts then return redis.error_reply('NOGROUP the group ' .. group .. ' is gone') end
   local id = first_undelivered(number, facts)
   local oldest = oldest_pending(stream, facts)
@@ -72,6 +68,8 @@ for number, stream in ipairs(streams) do
   states[number] = {facts['lag'] or -1, facts['pending'], oldest or ''}
 end
 redis.call('HSET', KEYS[5], group, string.format('%.0f', settled))
+local missed = string.match(redis.call('HGET', KEYS[8], group) or '', '^%d+') or '0'
+redis.call('HSET', KEYS[8], group, missed .. ' ' .. added_to(KEYS[2]) .. ' ' .. added_to(KEYS[3]))
 local is_resending, has_resent = {}, {}
 local senders = redis.call('HGETALL', KEYS[7])
 for i = 1, #senders, 2 do
@@ -99,7 +97,7 @@ return {identity, now, watermark, states, suspects, redis.call('XLEN', KEYS[6]),
 ";
 
 /// Notes that a sender is here, and which Redis it has seen to. Answers the smallest watermark that
-/// any group has published, or -1.
+/// any group has published, or -1; and of how many groups the monitor counts again what comes again.
 const OBSERVE: &str = r"
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[3] .. ' ' .. string.format('%.0f', now) .. ' ' .. ARGV[4])
 local watermark = -1
@@ -107,7 +105,7 @@ for _, published in ipairs(redis.call('HVALS', KEYS[2])) do
   local millis = tonumber(published)
   if millis and (watermark < 0 or millis < watermark) then watermark = millis end
 end
-return {identity, now, watermark}
+return {identity, now, watermark, redis.call('HLEN', KEYS[4])}
 ";
 
 /// Other groups that hold back entries which are older than a day, and none of whose consumers
@@ -167,6 +165,8 @@ pub struct Observation {
     pub now: Timestamp,
     /// Everything written before is settled, as the relays published last, if any did.
     pub watermark: Option<Timestamp>,
+    /// Whether the monitor of any group counts again what comes again.
+    pub repeats: Repeats,
 }
 
 /// What [`SURVEY`] answers.
@@ -182,10 +182,11 @@ impl Group {
     pub async fn survey(&self) -> Result<Survey, StreamError> {
         let (stream, name) = (&self.stream, self.name.as_str());
         let mut command = cmd("EVAL");
-        command.arg(format!("{IDENTIFY}{GROUPS}{SURVEY}")).arg(7);
+        command.arg(format!("{IDENTIFY}{GROUPS}{SURVEY}")).arg(8);
         command.arg(&[stream.epoch(), stream.windows().to_owned(), stream.reports().to_owned()]);
         command.arg(&[stream.suspects(name), stream.watermarks(), stream.dead().to_owned()]);
-        command.arg(stream.senders()).arg(new_epoch()).arg(name).arg(MOST_ITEMS);
+        command.arg(&[stream.senders(), stream.groups()]);
+        command.arg(new_epoch()).arg(name).arg(MOST_ITEMS);
         let surveyed: Surveyed = self.writer.query(&command).await?;
         let (identity, now, watermark, (windows, heartbeats), suspects, letters, resending, resent) =
             surveyed;
@@ -259,14 +260,17 @@ impl Producer {
         (seen_to, done_at): (&str, Timestamp),
     ) -> Result<Observation, StreamError> {
         let mut command = cmd("EVAL");
-        command.arg(format!("{IDENTIFY}{OBSERVE}")).arg(3);
+        command.arg(format!("{IDENTIFY}{OBSERVE}")).arg(4);
         command.arg(&[self.stream.epoch(), self.stream.watermarks(), self.stream.senders()]);
+        command.arg(self.stream.once());
         command.arg(new_epoch()).arg(format!("{service}/{process}")).arg(seen_to);
         // Up, so that the instant is not before the entries of its own millisecond.
         command.arg(done_at.micros().max(0) / 1_000 + i64::from(done_at.micros() > 0));
-        let (identity, now, watermark): (String, u64, i64) = self.link.query(&command).await?;
+        let (identity, now, watermark, again): (String, u64, i64, u64) =
+            self.link.query(&command).await?;
         let watermark = u64::try_from(watermark).ok().map(Timestamp::from_millis);
-        Ok(Observation { identity, now: Timestamp::from_millis(now), watermark })
+        let repeats = if again > 0 { Repeats::CountedAgain } else { Repeats::CountedOnce };
+        Ok(Observation { identity, now: Timestamp::from_millis(now), watermark, repeats })
     }
 }
 

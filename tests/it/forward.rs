@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use heartbeat::config::MonitorUrl;
-use heartbeat::relay::forward::{Answer, Forwarder, Item};
+use heartbeat::relay::forward::{Answer, Forwarder};
+use heartbeat::relay::item::Item;
 use heartbeat::stream::{Entry, Source, StreamId};
 use serde_json::{Value, json};
 use wiremock::matchers::any;
@@ -21,7 +22,7 @@ async fn answer_to(template: ResponseTemplate, items: usize) -> Answer {
         .map(|number| {
             let id = StreamId { millis: number as u64, sequence: 0 };
             let payload = heartbeat(&window, 0).to_json().into_bytes();
-            Item::read(&Entry {
+            Item::read(Entry {
                 source: Source::Heartbeats,
                 id,
                 payload: Some(payload),

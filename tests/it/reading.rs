@@ -10,7 +10,7 @@ use std::os::linux::net::TcpStreamExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use heartbeat::stream::{Group, Link, Producer, Source};
+use heartbeat::stream::{Creation, Group, Link, Producer, Source};
 use redis::aio::MultiplexedConnection;
 use redis::streams::StreamPendingCountReply;
 use redis::{AsyncCommands, cmd};
@@ -61,7 +61,7 @@ async fn what_was_written_before_the_group_existed_is_read() {
     let ground = Ground::new().await;
     publish(&ground, 0..3).await;
     let group = group(&ground, Duration::from_millis(10));
-    assert!(group.create().await.unwrap());
+    assert_eq!(group.create().await.unwrap().how, Creation::New);
     assert_eq!(group.read_new(10).await.unwrap().len(), 3);
 }
 

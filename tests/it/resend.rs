@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::support::{Ground, Process, eventually, received};
 
 /// A window that began a minute ago and of which some slots are sent.
-async fn sent(payments: &Payments, slots: u32) -> Plan {
+pub async fn sent(payments: &Payments, slots: u32) -> Plan {
     let overrides = Overrides {
         duration_sec: Some(600.0),
         error_status_no_reportado: Some(0.0),

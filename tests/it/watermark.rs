@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
-use heartbeat::stream::{Source, StreamError, StreamId, Survey};
+use heartbeat::stream::{Source, StreamId, Survey};
 use heartbeat::wire::{PipelineReport, SuspectReport, Timestamp};
 use redis::{AsyncCommands, cmd};
 use serde_json::json;
@@ -81,33 +81,6 @@ async fn it_goes_on_without_suspects_until_they_are_settled() {
     assert_eq!(survey.suspects.len(), 1, "the others are no longer pending");
     assert_eq!(survey.suspects[0].stream_id, ids[0]);
     assert_eq!(survey.heartbeats.oldest_pending_at, Some(ids[0].written_at()));
-}
-
-#[tokio::test]
-async fn an_emptied_redis_and_a_lost_group_are_another_redis() {
-    let ground = Ground::new().await;
-    let group = ground.group("me");
-    group.create().await.unwrap();
-    let identity = async || ground.observe().await.unwrap().identity;
-    let first = identity().await;
-    assert_eq!(identity().await, first);
-    assert_eq!(group.survey().await.unwrap().identity, first);
-    assert!(!group.create().await.unwrap());
-    assert_eq!(identity().await, first, "nothing had to be created");
-
-    ground.empty_redis().await;
-    let emptied = identity().await;
-    assert_ne!(emptied, first);
-    assert!(matches!(group.survey().await, Err(StreamError::NoGroup(_))));
-    assert!(group.create().await.unwrap());
-    let created = identity().await;
-    assert_ne!(created, emptied, "entries may have been lost with the group");
-
-    let destroy = ["DESTROY", ground.stream.windows(), "monitor-queue-group"];
-    cmd("XGROUP").arg(&destroy).query_async::<()>(&mut ground.redis().await).await.unwrap();
-    assert!(matches!(group.survey().await, Err(StreamError::NoGroup(_))));
-    group.create().await.unwrap();
-    assert_ne!(identity().await, created);
 }
 
 /// A service is sending again until each of its processes that is here has seen to this Redis.
