@@ -39,8 +39,8 @@ pub const EXIT_CODES: &str = "\
 Exit codes, the first that fits of 1, 2, 3 and 0, also after --watch and --repair:
   0  nothing is missing, or every missing heartbeat is explained
   1  a slot is lost
-  2  nobody can tell: a slot is unknown, or its events are no longer kept, or an audit cannot be read,
-     or the command failed
+  2  nobody can tell: a slot is unknown, or its events are no longer kept, or an audit cannot be
+     read, or the command failed
   3  nothing is lost, and nobody can follow some slots: they are unconfirmed";
 /// What is said when there is no window to explain.
 const NONE: &str = "no window of that service, or none at all, began within that time";
