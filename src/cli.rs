@@ -61,7 +61,8 @@ pub enum Command {
     /// Take heartbeats in, keep windows, raise alerts, serve the API
     Monitor(MonitorArgs),
     /// Say why heartbeats are missing; exits 0 if all are explained, 1 if one is lost, 2 if nobody
-    /// can tell
+    /// can tell, 3 if none is lost and nobody can follow some
+    #[command(after_long_help = explain::EXIT_CODES)]
     Explain(ExplainArgs),
     /// List, show, replay or drop the messages that the monitor refused
     DeadLetters(DeadLettersArgs),

@@ -2,11 +2,12 @@
 //! prints what is unusual, and says by its exit code whether anything is left unexplained.
 //!
 //! [`ask`] speaks with the monitor, [`gather`] goes through windows, [`account`] adds up, [`view`]
-//! prints. [`watch`] looks again and again, [`repair`] sends lost heartbeats again. The verdicts
-//! themselves are the monitor's, which alone has both ledgers.
+//! prints, [`conclusion`] says what it comes to. [`watch`] looks again and again, [`repair`] sends
+//! heartbeats again. The verdicts themselves are the monitor's, which alone has both ledgers.
 
 pub mod account;
 pub mod ask;
+pub mod conclusion;
 pub mod gather;
 pub mod repair;
 mod repository;
@@ -31,6 +32,16 @@ use crate::wire::ServiceName;
 
 /// Nobody can say whether everything is explained: what the exit code is then.
 pub const COULD_NOT_TELL: u8 = 2;
+/// Nothing is lost, and nobody can follow some slots: what the exit code is then.
+pub const NOBODY_CAN_FOLLOW: u8 = 3;
+/// What the exit codes mean, as the long help says it.
+pub const EXIT_CODES: &str = "\
+Exit codes, the first that fits of 1, 2, 3 and 0, also after --watch and --repair:
+  0  nothing is missing, or every missing heartbeat is explained
+  1  a slot is lost
+  2  nobody can tell: a slot is unknown, or its events are no longer kept, or an audit cannot be
+     read, or the command failed
+  3  nothing is lost, and nobody can follow some slots: they are unconfirmed";
 /// What is said when there is no window to explain.
 const NONE: &str = "no window of that service, or none at all, began within that time";
 /// Shortest pause between two looks: each asks the monitor for every window.
@@ -66,7 +77,7 @@ pub struct ExplainArgs {
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = interval)]
     pub interval: Duration,
 
-    /// Sending lost heartbeats again.
+    /// Sending heartbeats again.
     #[command(flatten, next_help_heading = "Repair")]
     pub repair: RepairArgs,
 }
@@ -96,9 +107,9 @@ fn interval(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// Runs `explain`. Answers the exit code: 0 if every slot is explained, 1 if one is lost, and
-/// [`COULD_NOT_TELL`] if some could not be judged. What is sent again says by `sampling` whether it
-/// is traced.
+/// Runs `explain`. Answers the exit code: 0 if every slot is explained, 1 if one is lost,
+/// [`COULD_NOT_TELL`] if some could not be judged, and else [`NOBODY_CAN_FOLLOW`] if some are
+/// unconfirmed. What is sent again says by `sampling` whether it is traced.
 ///
 /// # Errors
 /// A sentence for a person: the monitor cannot be asked, or does not know the window.

@@ -1370,6 +1370,14 @@ GUARDS = [
         "let _ = entries;",
         "it explain_repair::what_an_old_consumer_has_dropped_is_lost_until_it_is_repaired",
     ),
+    Guard(
+        "an unconfirmed heartbeat is sent only while nobody else has sent it",
+        "intent, then outcome",
+        "src/explain/repair/resend.rs",
+        "match of_slot.clone().find_map(|row| row.stream_id) {",
+        "match None::<StreamId> {",
+        "it explain_unconfirmed::a_row_that_got_an_entry_meanwhile_is_not_sent_again",
+    ),
 ]
 
 

@@ -19,6 +19,8 @@ use crate::wire::{self, Rates, ServiceName, StreamId, Tick, Timestamp, WireError
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Windows of one page.
 const PAGE: &str = "100";
+/// The status of a window that only an audit knows.
+pub const UNHEARD: &str = "unheard";
 /// Longest part of an answer that is shown, in characters.
 const SHOWN_CHARS: usize = 300;
 
@@ -38,7 +40,7 @@ pub struct Window {
     pub window_uuid: Uuid,
     /// The service that promises.
     pub service: String,
-    /// `open`, `closed` or `alert`; `unheard` if only an audit knows it.
+    /// `open`, `closed` or `alert`; [`UNHEARD`] if only an audit knows it.
     pub status: String,
     /// Start.
     pub window_from: Timestamp,
@@ -90,12 +92,26 @@ impl Window {
         )
     }
 
-    /// Its lost slots, each with the entry that carried its heartbeat last.
+    /// Its slots with one of these verdicts whose heartbeats can be sent again.
     #[must_use]
-    pub fn lost(&self) -> Vec<(u32, StreamId)> {
-        let lost = self.slots.iter().filter(|slot| slot.verdict == Verdict::Lost);
-        lost.filter_map(|slot| Some((slot.slot, slot.audit?.stream_id?))).collect()
+    pub fn repairable(&self, verdicts: &[Verdict]) -> Vec<Repairable> {
+        let slots = self.slots.iter().filter(|slot| verdicts.contains(&slot.verdict));
+        let repairable = slots.filter_map(|slot| match slot.verdict {
+            Verdict::Lost => slot.audit?.stream_id.map(|entry| (slot.slot, Some(entry))),
+            Verdict::Unconfirmed => Some((slot.slot, None)),
+            _ => None,
+        });
+        repairable.map(|(slot, lost)| Repairable { slot, lost }).collect()
     }
+}
+
+/// A slot whose heartbeat can be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repairable {
+    /// Its number.
+    pub slot: u32,
+    /// The entry that carried it last and was lost; none if nobody knows of any.
+    pub lost: Option<StreamId>,
 }
 
 /// A slot with its verdict.

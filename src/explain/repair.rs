@@ -1,16 +1,18 @@
 //! Sends lost heartbeats again, as their sender would: from the audit to the stream, after which the
-//! audit names the new entry.
+//! audit names the new entry. So it does with those that are unconfirmed, if it is told to.
 //!
 //! Nothing is sent twice that need not be. A heartbeat whose audit names a new entry is in transit
 //! until the watermark passes that one, so that nobody calls it lost; and it is sent only while its
-//! row, which is held meanwhile, still names the very entry that was found lost ([`resend`]). If
-//! this breaks off between the two, the next run sends it once more, and the monitor drops the copy.
+//! row, which is held meanwhile, still names the very entry that was found lost, or still none
+//! ([`resend`]). If this breaks off between the two, the next run sends it once more, and the monitor
+//! drops the copy. So it does if an unconfirmed heartbeat had been sent before, by whomever.
 //!
 //! A window of which the monitor has never heard is not announced again. Its heartbeats make it
 //! known, and hold it open until they have arrived; announced, it would be closed, and alerted, at
 //! once.
 
 pub mod resend;
+mod tally;
 
 use std::collections::HashSet;
 use std::process::ExitCode;
@@ -22,8 +24,8 @@ use indicatif::ProgressBar;
 use sqlx::MySqlPool;
 use uuid::Uuid;
 
-use self::resend::Outcome;
-use super::account::{self, Account};
+use self::tally::{Tally, counted};
+use super::account::{self, Account, Unexplained};
 use super::ask::Monitor;
 use super::{NONE, Printer, WhichArgs, gather, repository, view};
 use crate::config::{DatabaseUrl, StartArgs, StreamArgs, secret};
@@ -46,6 +48,10 @@ pub struct RepairArgs {
     /// Send lost heartbeats again, from the audit of their sender
     #[arg(long, requires = "payments_database_url", conflicts_with_all = ["json", "verdict"])]
     pub repair: bool,
+
+    /// Send unconfirmed heartbeats again as well, of which nobody knows whether they were sent
+    #[arg(long, requires = "repair")]
+    pub unconfirmed: bool,
 
     /// Do not ask first
     #[arg(long, requires = "repair")]
@@ -73,73 +79,77 @@ struct Outbox {
     sampling: Sampling,
 }
 
-/// What came of it.
-#[derive(Debug, Default)]
-struct Tally {
-    sent: u64,
-    /// Sent again by somebody else, or arrived, after they were found lost.
-    not_needed: u64,
-    failed: u64,
+impl RepairArgs {
+    /// Slots with these verdicts are sent again.
+    const fn verdicts(&self) -> &'static [Verdict] {
+        if self.unconfirmed { &[Verdict::Lost, Verdict::Unconfirmed] } else { &[Verdict::Lost] }
+    }
 }
 
 /// Runs `explain --repair`. Answers the exit code: 0 if nothing is left unexplained, 1 if a lost
-/// heartbeat could not be sent again, and 2 if some slots could not be judged.
+/// heartbeat could not be sent again, 2 if some slots could not be judged, and else 3 if some stay
+/// unconfirmed.
 ///
 /// # Errors
 /// A sentence for a person: something cannot be reached, is not what it should be, or a person says
-/// no.
+/// no, or there is none to ask.
 pub async fn run(
     monitor: &Monitor,
     which: &WhichArgs,
     args: &RepairArgs,
     sampling: Sampling,
 ) -> anyhow::Result<ExitCode> {
-    if !args.yes && !terminal::can_ask() {
-        bail!("there is no terminal to ask on: add --yes to send what is lost again");
-    }
-    let (account, windows) = look(monitor, which).await?;
-    say_what_is_left_alone(&account);
-    let lost = account.of(Verdict::Lost);
-    if lost == 0 {
-        let in_transit = match account.of(Verdict::InTransit) {
-            0 => String::new(),
-            slots => format!("; in transit: {slots}"),
-        };
-        let said = format!("no slot is known to be lost: nothing was sent again{in_transit}\n");
-        terminal::print(&said)?;
+    let (account, windows) = look(monitor, which, args.verdicts()).await?;
+    let left_alone = left_alone(&account, args);
+    say_what_is_left_alone(&account, left_alone);
+    let all = account.unexplained();
+    let wanted = Unexplained { unconfirmed: all.unconfirmed - left_alone, ..all };
+    if wanted.all() == 0 {
+        terminal::print(&nothing_to_send(&account, args))?;
         return Ok(account.exit_code());
+    }
+    if !args.yes && !terminal::can_ask() {
+        bail!("there is no terminal to ask on: add --yes to send {} again", counted(wanted));
     }
     let outbox = open(monitor, args, sampling).await?;
     if !args.yes {
-        if !terminal::confirm(&format!("Send {} again?", counted(lost)))? {
+        if !terminal::confirm(&format!("Send {} again?", counted(wanted)))? {
             bail!("nothing was sent again");
         }
         // A person may have thought for long.
         check_redis(monitor, &outbox.producer, &args.stream.stream_name).await?;
     }
     let mut tally = Tally::default();
-    let progress = ProgressBar::new(lost);
-    let outcome = repair_all(monitor, &outbox, &windows, &mut tally, &progress).await;
+    let progress = ProgressBar::new(wanted.all());
+    let job = Job { monitor, outbox: &outbox, verdicts: args.verdicts() };
+    let outcome = job.repair_all(&windows, &mut tally, &progress).await;
     progress.finish_and_clear();
     terminal::print(&format!("{}\n", tally.summary()))?;
     db::close(&outbox.pool).await;
     outcome.context("broke off; give the same command again to go on")?;
-    Ok(account::exit_code(tally.failed, &account))
+    let failed = tally.failed();
+    let left = Unexplained { unconfirmed: failed.unconfirmed + left_alone, ..failed };
+    Ok(account::exit_code(left, &account))
 }
 
-/// A window, and its slots that were shown as lost.
+/// A window, and its slots that were shown.
 type Damaged = (Uuid, HashSet<u32>);
 
-/// Shows the windows that have lost slots. Answers which, and what all windows add up to.
-async fn look(monitor: &Monitor, which: &WhichArgs) -> anyhow::Result<(Account, Vec<Damaged>)> {
+/// Shows the windows that have slots with these verdicts. Answers which, and what all windows add up
+/// to.
+async fn look(
+    monitor: &Monitor,
+    which: &WhichArgs,
+    verdicts: &[Verdict],
+) -> anyhow::Result<(Account, Vec<Damaged>)> {
     let style = view::Style { in_colour: terminal::takes_colours() };
-    let printer = Printer { only: vec![Verdict::Lost], json: false, style };
+    let printer = Printer { only: verdicts.to_vec(), json: false, style };
     let (mut account, mut windows) = (Account::default(), Vec::new());
     account.is_partial = gather::each(monitor, which, |window| {
         account.add(&window.facts);
         let Some(text) = printer.window(window) else { return Ok(()) };
-        let lost = window.facts.lost().into_iter().map(|(slot, _)| slot);
-        windows.push((window.facts.window_uuid, lost.collect()));
+        let shown = window.facts.repairable(verdicts).into_iter().map(|shown| shown.slot);
+        windows.push((window.facts.window_uuid, shown.collect()));
         terminal::print(&text)
     })
     .await?;
@@ -149,8 +159,23 @@ async fn look(monitor: &Monitor, which: &WhichArgs) -> anyhow::Result<(Account, 
     Ok((account, windows))
 }
 
-/// What is not lost has its own remedy.
-fn say_what_is_left_alone(account: &Account) {
+/// How many unconfirmed slots nobody asked to send again.
+fn left_alone(account: &Account, args: &RepairArgs) -> u64 {
+    if args.unconfirmed { 0 } else { account.unexplained().unconfirmed }
+}
+
+/// What there is to say when there is nothing to send again.
+fn nothing_to_send(account: &Account, args: &RepairArgs) -> String {
+    let is_known = if args.unconfirmed { "lost or unconfirmed" } else { "lost" };
+    let in_transit = match account.of(Verdict::InTransit) {
+        0 => String::new(),
+        slots => format!("; in transit: {slots}"),
+    };
+    format!("no slot is known to be {is_known}: nothing was sent again{in_transit}\n")
+}
+
+/// What is not sent again has its own remedy.
+fn say_what_is_left_alone(account: &Account, unconfirmed: u64) {
     let (refused, unknown) = (account.of(Verdict::DeadLettered), account.of(Verdict::Unknown));
     if refused > 0 {
         eprintln!(
@@ -162,6 +187,12 @@ fn say_what_is_left_alone(account: &Account) {
         eprintln!(
             "not judged, and not sent again: {unknown}; nobody knows whether these are lost until \
              the monitor reads their audit: see its --audit-database-url"
+        );
+    }
+    if unconfirmed > 0 {
+        eprintln!(
+            "unconfirmed, and not sent again: {unconfirmed}; nobody knows whether these were sent: \
+             --unconfirmed sends them again as well"
         );
     }
     if account.is_partial {
@@ -208,69 +239,44 @@ async fn check_redis(
     Ok(())
 }
 
-async fn repair_all(
-    monitor: &Monitor,
-    outbox: &Outbox,
-    windows: &[Damaged],
-    tally: &mut Tally,
-    progress: &ProgressBar,
-) -> anyhow::Result<()> {
-    for (uuid, shown) in windows {
-        // Asked again: a person may have thought for long, or somebody else repaired it.
-        let facts = monitor.window(*uuid).await?.facts;
-        if facts.audit != KNOWN {
-            let audit = plain(&facts.audit);
-            bail!("the monitor cannot read the audit of window {uuid} now: it is {audit}");
-        }
-        let definition = facts.definition().context("reading the monitor's answer")?;
-        let mut lost = facts.lost();
-        // Nobody was asked about what is lost since.
-        lost.retain(|(slot, _)| shown.contains(slot));
-        tally.not_needed += shown.len().saturating_sub(lost.len()) as u64;
-        for lost in lost.chunks(resend::MOST_SLOTS) {
-            let outcomes = resend::send_again(outbox, &definition, lost).await?;
-            for ((slot, entry), outcome) in lost.iter().zip(outcomes) {
-                tally.count(&outcome);
-                let said = format!("{uuid} slot {slot}: {}", outcome.sentence(*entry));
-                progress.suspend(|| terminal::print(&format!("{}\n", plain(&said))))?;
-                progress.inc(1);
+/// What is repaired, and how.
+struct Job<'a> {
+    monitor: &'a Monitor,
+    outbox: &'a Outbox,
+    /// Slots with these verdicts are sent again.
+    verdicts: &'a [Verdict],
+}
+
+impl Job<'_> {
+    async fn repair_all(
+        &self,
+        windows: &[Damaged],
+        tally: &mut Tally,
+        progress: &ProgressBar,
+    ) -> anyhow::Result<()> {
+        for (uuid, shown) in windows {
+            // Asked again: a person may have thought for long, or somebody else repaired it.
+            let facts = self.monitor.window(*uuid).await?.facts;
+            if facts.audit != KNOWN {
+                let audit = plain(&facts.audit);
+                bail!("the monitor cannot read the audit of window {uuid} now: it is {audit}");
+            }
+            let definition = facts.definition().context("reading the monitor's answer")?;
+            let mut slots = facts.repairable(self.verdicts);
+            // Nobody was asked about what is missing since.
+            slots.retain(|slot| shown.contains(&slot.slot));
+            tally.count_not_needed(shown.len().saturating_sub(slots.len()));
+            for slots in slots.chunks(resend::MOST_SLOTS) {
+                let outcomes = resend::send_again(self.outbox, &definition, slots).await?;
+                for (slot, outcome) in slots.iter().zip(outcomes) {
+                    tally.count(slot, &outcome);
+                    let said = outcome.sentence(slot.lost);
+                    let said = plain(&format!("{uuid} slot {}: {said}", slot.slot));
+                    progress.suspend(|| terminal::print(&format!("{said}\n")))?;
+                    progress.inc(1);
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
-}
-
-impl Tally {
-    fn count(&mut self, outcome: &Outcome) {
-        match outcome {
-            Outcome::SentAs(_) => self.sent += 1,
-            Outcome::SentMeanwhile(_) => self.not_needed += 1,
-            Outcome::NoRow | Outcome::Unusable(_) => self.failed += 1,
-        }
-    }
-
-    fn summary(&self) -> String {
-        let mut said = vec![format!("sent {} again", counted(self.sent))];
-        if self.not_needed > 0 {
-            said.push(format!("{} no more in need of it", are(self.not_needed)));
-        }
-        if self.failed > 0 {
-            said.push(format!("{} could not be", self.failed));
-        }
-        if self.sent > 0 {
-            said.push("`heartbeat explain` says whether they have arrived".to_owned());
-        }
-        said.join("; ")
-    }
-}
-
-fn counted(heartbeats: u64) -> String {
-    match heartbeats {
-        1 => "1 lost heartbeat".to_owned(),
-        more => format!("{more} lost heartbeats"),
-    }
-}
-
-fn are(count: u64) -> String {
-    if count == 1 { "1 is".to_owned() } else { format!("{count} are") }
 }

@@ -4,10 +4,10 @@ use chrono::{DateTime, Utc};
 use sqlx::mysql::MySqlRow;
 use sqlx::query_builder::QueryBuilder;
 use sqlx::{MySql, MySqlPool, Row};
-use uuid::Uuid;
 
+use super::ask::Repairable;
 use crate::db;
-use crate::wire::{StreamId, Timestamp};
+use crate::wire::{StreamId, Timestamp, Window};
 
 /// A row of the audit.
 #[derive(Clone, Debug)]
@@ -32,15 +32,16 @@ pub(super) async fn is_audit(pool: &MySqlPool) -> Result<bool, db::Error> {
     Ok(tables == 2)
 }
 
-/// The rows of some slots of a window, each named by its number and its entry, and held until the
-/// transaction ends: nobody else sends them again meanwhile.
+/// The rows of some slots of a window, and maybe some others of it, held until the transaction ends:
+/// nobody else sends them again meanwhile. Lost slots are found by their number or their entry,
+/// unconfirmed ones by their number or, in rows without one, by the timestamp.
 ///
 /// # Errors
 /// Also when they cannot be written.
 pub(super) async fn hold_rows(
     connection: &mut db::Connection,
-    window: Uuid,
-    slots: &[(u32, StreamId)],
+    window: &Window,
+    slots: &[Repairable],
 ) -> Result<Vec<SentRow>, db::Error> {
     // What `mark_sent_again` writes is written as it is: a replica, or a user who may only read,
     // refuses now, and not after the heartbeats were sent.
@@ -58,18 +59,32 @@ pub(super) async fn hold_rows(
     rows.iter().map(sent_row).collect()
 }
 
-fn push_which(query: &mut QueryBuilder<MySql>, window: Uuid, slots: &[(u32, StreamId)]) {
-    query.push(" WHERE window_uuid = ").push_bind(window.to_string()).push(" AND (slot IN (");
+fn push_which(query: &mut QueryBuilder<MySql>, window: &Window, slots: &[Repairable]) {
+    query.push(" WHERE window_uuid = ").push_bind(window.uuid.to_string()).push(" AND (slot IN (");
     let mut list = query.separated(", ");
-    for (slot, _) in slots {
-        list.push_bind(*slot);
+    for slot in slots {
+        list.push_bind(slot.slot);
     }
-    query.push(") OR stream_id IN (");
-    let mut list = query.separated(", ");
-    for (_, entry) in slots {
-        list.push_bind(entry.to_string());
+    query.push(")");
+    let mut entries = slots.iter().filter_map(|slot| slot.lost).peekable();
+    if entries.peek().is_some() {
+        query.push(" OR stream_id IN (");
+        let mut list = query.separated(", ");
+        for entry in entries {
+            list.push_bind(entry.to_string());
+        }
+        query.push(")");
     }
-    query.push("))");
+    let unconfirmed = slots.iter().filter(|slot| slot.lost.is_none()).map(|slot| slot.slot);
+    if let Some((first, last)) = unconfirmed.clone().min().zip(unconfirmed.max()) {
+        // A tick more at both ends: only the window knows where exactly a slot begins.
+        let tick = window.tick().duration();
+        let [from, to] = [window.due(first).minus(tick), window.due(last).plus(tick)];
+        query.push(" OR (slot IS NULL AND timestamp BETWEEN ");
+        query.push_bind(DateTime::<Utc>::from(from)).push(" AND ");
+        query.push_bind(DateTime::<Utc>::from(to)).push(")");
+    }
+    query.push(")");
 }
 
 fn sent_row(row: &MySqlRow) -> Result<SentRow, db::Error> {
@@ -97,25 +112,36 @@ pub(super) async fn mark_sent_again(
     if sent.is_empty() {
         return Ok(());
     }
-    // Assignments run from left to right: the first entry is kept before it is replaced.
-    let mut query = QueryBuilder::<MySql>::new(
-        "UPDATE report_audit SET first_stream_id = COALESCE(first_stream_id, stream_id), \
-         sent_to_queue = TRUE, redis_mark = ",
-    );
-    query.push_bind(redis_mark).push(", published_at = CASE id");
-    for (id, entry) in sent {
-        let written_at = DateTime::<Utc>::from(entry.written_at());
-        query.push(" WHEN ").push_bind(id).push(" THEN ").push_bind(written_at);
-    }
-    query.push(" END, stream_id = CASE id");
-    for (id, entry) in sent {
-        query.push(" WHEN ").push_bind(id).push(" THEN ").push_bind(entry.to_string());
-    }
-    query.push(" END WHERE id IN (");
+    let mut query =
+        QueryBuilder::<MySql>::new("UPDATE report_audit SET sent_to_queue = TRUE, redis_mark = ");
+    query.push_bind(redis_mark).push(", published_at = ");
+    push_by_id(&mut query, sent, |entry| DateTime::<Utc>::from(entry.written_at()));
+    // Assignments run from left to right: the first entry is kept before it is replaced. Where nobody
+    // knew of any, the new one is the first.
+    query.push(", first_stream_id = COALESCE(first_stream_id, stream_id, ");
+    push_by_id(&mut query, sent, ToString::to_string);
+    query.push("), stream_id = ");
+    push_by_id(&mut query, sent, ToString::to_string);
+    query.push(" WHERE id IN (");
     let mut list = query.separated(", ");
     for (id, _) in sent {
         list.push_bind(id);
     }
     query.push(")").build().execute(connection).await?;
     Ok(())
+}
+
+/// What belongs to the entry of each row, by its id.
+fn push_by_id<T>(
+    query: &mut QueryBuilder<MySql>,
+    sent: &[(i64, StreamId)],
+    value: impl Fn(&StreamId) -> T,
+) where
+    T: for<'q> sqlx::Encode<'q, MySql> + sqlx::Type<MySql> + Send + 'static,
+{
+    query.push("CASE id");
+    for (id, entry) in sent {
+        query.push(" WHEN ").push_bind(*id).push(" THEN ").push_bind(value(entry));
+    }
+    query.push(" END");
 }

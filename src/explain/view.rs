@@ -9,6 +9,7 @@ use comfy_table::{CellAlignment, Table};
 
 use super::account::{Account, Said};
 use super::ask::Window;
+use super::conclusion::conclusion;
 use crate::terminal::plain;
 use crate::verdict::Verdict;
 
@@ -146,36 +147,6 @@ fn ledgers(account: &Account) -> Table {
     table
 }
 
-fn conclusion(account: &Account) -> String {
-    let [lost, unknown] = [Verdict::Lost, Verdict::Unknown].map(|verdict| account.of(verdict));
-    let mut said = Vec::new();
-    if lost > 0 {
-        said.push(format!("{} unexplained: lost.", are(lost)));
-    }
-    if unknown > 0 {
-        said.push(format!("{} not judged: unknown.", are(unknown)));
-    }
-    if account.untold > 0 {
-        said.push(format!("{} not judged: their events are no longer kept.", are(account.untold)));
-    }
-    if account.is_partial {
-        said.push(
-            "An audit cannot be read: windows that only it knows are not among these.".to_owned(),
-        );
-    }
-    if said.is_empty() {
-        return match account.missing() {
-            0 => "No heartbeat is missing.".to_owned(),
-            missing => format!("Every missing heartbeat is explained: {missing} of {missing}."),
-        };
-    }
-    said.join(" ")
-}
-
-fn are(slots: u64) -> String {
-    if slots == 1 { "1 slot is".to_owned() } else { format!("{slots} slots are") }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -257,7 +228,7 @@ mod tests {
             (&[("lost", "x"), ("lost", "x")], "2 slots are unexplained: lost.", 1),
             (
                 &[("lost", "x"), ("unknown", "x")],
-                "1 slot is unexplained: lost. 1 slot is not judged: unknown.",
+                "1 slot is unexplained: lost.\n1 slot is not judged: unknown.",
                 1,
             ),
         ];

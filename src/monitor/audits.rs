@@ -209,10 +209,7 @@ fn by_slot(window: &Window, rows: Vec<NumberedRow>) -> HashMap<u32, AuditRow> {
     let done = |row: &AuditRow| (!row.is_omitted(), row.stream_id, row.sent_to_queue);
     let mut found: HashMap<u32, AuditRow> = HashMap::with_capacity(rows.len());
     for NumberedRow { slot, row } in rows {
-        let place = slot.map_or_else(
-            || window.slot_at(row.timestamp),
-            |slot| window.slot_numbered(i64::from(slot)),
-        );
+        let place = window.slot_of(slot.map(i64::from), row.timestamp);
         let Slot::Scheduled(slot) = place else { continue };
         if found.get(&slot).is_none_or(|known| done(known) < done(&row)) {
             found.insert(slot, row);

@@ -62,10 +62,7 @@ impl Heartbeat {
     /// Its place in a window: the slot that it names, else the one its timestamp falls into.
     #[must_use]
     pub fn slot_in(&self, window: &Window) -> Slot {
-        match self.slot {
-            Some(number) => window.slot_numbered(number),
-            None => window.slot_at(self.timestamp),
-        }
+        window.slot_of(self.slot, self.timestamp)
     }
 
     /// How far the sender's clock is behind Redis' clock at the most, in microseconds, never

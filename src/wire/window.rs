@@ -216,6 +216,13 @@ impl Window {
         self.slot_numbered((since_start + self.tick.0 / 10).div_euclid(self.tick.0))
     }
 
+    /// The slot of what names one, as a heartbeat or a row of an audit does. Older senders name none:
+    /// the slot is then that which the timestamp falls into.
+    #[must_use]
+    pub fn slot_of(&self, number: Option<i64>, timestamp: Timestamp) -> Slot {
+        number.map_or_else(|| self.slot_at(timestamp), |number| self.slot_numbered(number))
+    }
+
     /// The slot with this number, which may lie outside of the window.
     #[must_use]
     pub fn slot_numbered(&self, number: i64) -> Slot {
@@ -288,6 +295,20 @@ mod tests {
         ];
         for (seconds, slot) in table {
             assert_eq!(at(seconds), slot, "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_named_stands_and_else_the_timestamp_decides() {
+        let window = window(30_000_000, 10_000_000);
+        let table = [
+            // number, timestamp of slot 2
+            (Some(1), Slot::Scheduled(1)),
+            (None, Slot::Scheduled(2)),
+            (Some(3), Slot::Unscheduled(3)),
+        ];
+        for (number, slot) in table {
+            assert_eq!(window.slot_of(number, window.due(2)), slot, "{number:?}");
         }
     }
 

@@ -23,6 +23,8 @@ async fn help_and_version_answer() {
         assert_eq!(code, 0, "{role}");
         assert!(help.contains("Usage: heartbeat"), "{help}");
     }
+    let (_, help, _) = run(&["explain", "--help"], &[]).await;
+    assert!(help.contains("\n  3  nothing is lost, and nobody can follow some slots"), "{help}");
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ async fn the_command_shows_what_is_unusual_and_ends_with_whether_it_is_explained
         "\n  slots 4, 5: refused by the monitor at 10:02:20: too odd; ",
         "\n  slot 6: the service omitted it on purpose\n",
         "\n. 2 on_time   L 1 late   - 1 never_sent   v 1 sender_down   ~ 2 unconfirmed   ",
-        "\n2 slots are unexplained: lost.\n",
+        "\nOf 9 missing heartbeats 5 are explained.\n2 slots are unexplained: lost.\n2 slots cannot \
+         be followed: ",
     ] {
         assert!(out.contains(line), "{line:?} in:\n{out}");
     }

@@ -80,14 +80,7 @@ impl Sent {
 
     /// Runs `explain --repair` with the right addresses, and others instead if they are given.
     pub async fn repair(&self, arguments: &[&str]) -> (i32, String, String) {
-        let (url, stream) = (self.monitor.url(""), self.ground.stream.to_string());
-        let environment = [
-            ("MONITOR_URL", url.as_str()),
-            ("REDIS_URL", shared().redis_url.as_str()),
-            ("STREAM_NAME", stream.as_str()),
-            ("PAYMENTS_DATABASE_URL", self.ground.payments_url.as_str()),
-        ];
-        run(&[&["explain", "--repair"], arguments].concat(), &environment).await
+        repair(&self.ground, &self.monitor, arguments).await
     }
 
     pub async fn shown(&self) -> Value {
@@ -103,6 +96,22 @@ impl Sent {
             info.query_async(&mut self.ground.redis().await).await.unwrap();
         info.last_generated_id.parse().unwrap()
     }
+}
+
+/// Runs `explain --repair` with the addresses of these servers.
+pub async fn repair(
+    ground: &Ground,
+    monitor: &Process,
+    arguments: &[&str],
+) -> (i32, String, String) {
+    let (url, stream) = (monitor.url(""), ground.stream.to_string());
+    let environment = [
+        ("MONITOR_URL", url.as_str()),
+        ("REDIS_URL", shared().redis_url.as_str()),
+        ("STREAM_NAME", stream.as_str()),
+        ("PAYMENTS_DATABASE_URL", ground.payments_url.as_str()),
+    ];
+    run(&[&["explain", "--repair"], arguments].concat(), &environment).await
 }
 
 #[tokio::test]
@@ -134,7 +143,8 @@ async fn what_an_old_consumer_has_dropped_is_lost_until_it_is_repaired() {
     let (code, out) = sent.explained("No heartbeat is missing.").await;
     assert_eq!(code, 0, "{out}");
     assert!(out.contains("\n  LLL.................\n") && out.contains("late, not lost"), "{out}");
-    let (code, out, err) = sent.repair(&["--yes", "--service", "payments-a"]).await;
+    // Nobody has to say yes to nothing.
+    let (code, out, err) = sent.repair(&["--service", "payments-a"]).await;
     assert_eq!(
         (code, out.as_str(), err.as_str()),
         (0, "no slot is known to be lost: nothing was sent again\n", "")
@@ -185,6 +195,7 @@ async fn refusals(sent: &Sent) {
             2,
             "start it, or set --payments-database-url\n",
         ),
+        (&["--unconfirmed"], 2, "add --yes to send 3 lost heartbeats again"),
         (&["--yes", "--watch"], 2, "cannot be used with"),
         (&["--yes", "--json"], 2, "cannot be used with"),
     ] {
@@ -192,6 +203,9 @@ async fn refusals(sent: &Sent) {
         assert_eq!(ended, code, "{arguments:?}: {out}{err}");
         assert!((out + &err).contains(expected), "{arguments:?}: {err}");
     }
+    let (code, _, err) = run(&["explain", "--unconfirmed"], &[]).await;
+    assert_eq!(code, 2);
+    assert!(err.contains("--repair"), "{err}");
     let monitor_url = sent.monitor.url("");
     let without = ["explain", "--repair", "--yes", "--monitor-url", &monitor_url];
     let (code, _, err) = run(&without, &[]).await;
@@ -259,6 +273,7 @@ async fn what_cannot_be_repaired_is_said_and_left_alone() {
     let refused =
         "refused by the monitor, and not sent again: 2; use `heartbeat dead-letters replay`";
     assert!(err.contains(refused), "{err}");
+    assert!(err.contains("unconfirmed, and not sent again: 2; nobody knows"), "{err}");
 
     let away = format!("mysql://u:p@{}/d", free_address());
     let monitor = ledgers.served(&[&away]).await;
@@ -266,4 +281,5 @@ async fn what_cannot_be_repaired_is_said_and_left_alone() {
     assert_eq!(code, 2, "{err}");
     assert_eq!(out, "no slot is known to be lost: nothing was sent again\n");
     assert!(err.contains("not judged, and not sent again: 8; nobody knows"), "{err}");
+    assert!(!err.contains("--unconfirmed"), "{err}");
 }

@@ -32,6 +32,7 @@ async fn a_window_that_is_lost_whole_is_found_and_repaired_without_an_alert() {
     let _relay = sent.relay().await;
     let (code, out) = sent.explained("20 slots are unexplained: lost.").await;
     assert_eq!(code, 1);
+    assert!(out.contains("\n1 window is unheard: the monitor knows of it only from an audit.\n"));
     assert!(out.contains("  unheard, 0 of 20 arrived\n  XXXXXXXXXXXXXXXXXXXX\n"), "{out}");
     assert_eq!(sent.shown().await, json!({"error": format!("no window {} is known", sent.uuid)}));
     for arguments in [&[][..], &["--service", "payments-a", "--since", "10m"]] {
@@ -153,7 +154,7 @@ async fn an_audit_that_goes_away_after_it_was_listed_leaves_the_rest_explained()
 }
 
 /// Stores a window as an older sender does.
-async fn audited(audit: &MySqlPool, window: &Window) {
+pub async fn audited(audit: &MySqlPool, window: &Window) {
     sqlx::query(
         "INSERT INTO report_windows (window_uuid, service, window_from, window_to, created_at) \
          VALUES (?, ?, ?, ?, ?)",

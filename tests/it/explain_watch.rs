@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
-use crate::support::{Process, free_address, run};
+use crate::support::{Process, free_address, pool, run};
 use crate::verdicts::{Ledgers, everything};
 
 /// A picture ends with the conclusion of the totals.
@@ -77,6 +77,17 @@ async fn it_ends_when_nobody_reads_any_more_or_nothing_was_ever_seen() {
     drop(lines);
     let ended = timeout(Duration::from_secs(10), child.wait()).await.expect("it ends").unwrap();
     assert_eq!(ended.code(), Some(1));
+
+    // What nobody can follow is told by the exit code here as well.
+    sqlx::raw_sql("DELETE FROM report_audit WHERE slot IN (10, 12)")
+        .execute(&pool(&ledgers.ground.payments_url).await)
+        .await
+        .unwrap();
+    let (mut child, mut lines) = watch(&monitor.url(""));
+    read_to(&mut lines, "2 slots cannot be followed: ").await;
+    drop(lines);
+    let ended = timeout(Duration::from_secs(10), child.wait()).await.expect("it ends").unwrap();
+    assert_eq!(ended.code(), Some(3));
 
     let (code, _, err) = run(&["explain", "--watch", "--interval", "10ms"], &[]).await;
     assert_eq!(code, 2);

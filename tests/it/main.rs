@@ -24,6 +24,7 @@ mod event_api;
 mod explain;
 mod explain_prompt;
 mod explain_repair;
+mod explain_unconfirmed;
 mod explain_unheard;
 mod explain_watch;
 mod forget_group;
