@@ -25,6 +25,7 @@ mod explain_prompt;
 mod explain_repair;
 mod explain_unheard;
 mod explain_watch;
+mod first_system;
 mod forget_group;
 mod forward;
 mod guards;

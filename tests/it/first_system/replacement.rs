@@ -1,0 +1,1 @@
+//! The first system is replaced while it runs.
