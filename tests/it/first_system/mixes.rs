@@ -4,29 +4,30 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::MySqlPool;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::ledgers::{Audited, audited, counted, drained, number_of};
 use super::part::{
-    Program, Running, our_monitor, our_relay, our_sender, their_consumer, their_monitor,
+    Program, Running, Theirs, our_monitor, our_relay, our_sender, their_consumer, their_monitor,
     their_sender,
 };
 use super::post;
-use crate::support::{Ground, answer, eventually, free_address, get, pool, run};
+use crate::support::{Ground, answer, eventually, free_address, get, heartbeat, pool, run, window};
 
 /// The group of the first system.
 const GROUP: &str = "monitor-queue-group";
 /// Ticks of the first window of each sender. Ours goes on with it when it is started again, as soon
 /// as the lease of the one that was killed has run out.
-const TICKS: u32 = 16;
+const TICKS: u32 = 17;
 /// Ticks of the window that a sender of the first system opens when it is started again.
 const TICKS_AGAIN: u32 = 7;
 /// When parts are killed, in seconds since the senders began.
-const KILL_CONSUMER: u64 = 3;
-const KILL_RELAY: u64 = 4;
-const KILL_MONITOR: u64 = 5;
-const KILL_SENDERS: u64 = 6;
+const KILL_CONSUMER: u64 = 5;
+const KILL_RELAY: u64 = 6;
+const KILL_MONITOR: u64 = 7;
+const KILL_SENDERS: u64 = 8;
 /// When our relay joins the consumer of the first system, which has delivered some by then.
 const RELAY_JOINS: u64 = 2;
 
@@ -65,6 +66,55 @@ async fn our_monitor_counts_what_either_sender_sent_whoever_carries_it() {
 #[tokio::test]
 async fn their_monitor_counts_what_either_sender_sent_whoever_carries_it() {
     play_all(Whose::Theirs).await;
+}
+
+#[tokio::test]
+async fn their_monitor_counts_each_of_a_backlog_that_our_relay_brings() {
+    let ground = Ground::new().await;
+    let address = free_address();
+    let _monitor = their_monitor(address, &ground.monitor_url).start().await;
+    let window = window("payments-a", 500);
+    for slot in 0..400 {
+        ground.send(heartbeat(&window, slot).to_json()).await;
+    }
+    let Program::Ours(role, at, mut arguments, settings) = our_relay(&ground, GROUP, address)
+    else {
+        unreachable!()
+    };
+    // So that it has several batches to bring.
+    arguments.extend(["--batch-size", "20"].map(str::to_owned));
+    let _relay = Program::Ours(role, at, arguments, settings).start().await;
+    drained(&ground, GROUP).await;
+    let monitor = pool(&ground.monitor_url).await;
+    let uuid = window.uuid.to_string();
+    assert_eq!(events(&monitor, &uuid).await, (400, 400));
+    assert_eq!(counted(&monitor, &uuid).await.received, 400, "none is lost count of");
+}
+
+/// It called them sent before it tried, and never tries again.
+#[tokio::test]
+async fn what_their_sender_could_not_write_is_unconfirmed_and_nobody_can_follow_it() {
+    let ground = Ground::new().await;
+    let migrate = run(&["migrate", "payments"], &[("DATABASE_URL", &ground.payments_url)]).await;
+    assert_eq!(migrate.0, 0, "{}", migrate.2);
+    let address = free_address();
+    let _monitor = our_monitor(&ground, address, &ground.monitor_url).start().await;
+    let _relay = our_relay(&ground, GROUP, address).start().await;
+    let Program::Theirs(part, mut settings) = their_sender(&ground, "old-a", (1, 3)) else {
+        unreachable!()
+    };
+    settings.retain(|(name, _)| *name != "REDIS_URL");
+    settings.push(("REDIS_URL", format!("redis://{}/0", free_address())));
+    Theirs::start(part, &settings).await.end().await;
+    sleep(Duration::from_secs(3)).await;
+    let windows = audited(&ground).await;
+    let monitor = format!("http://{address}");
+    let (code, out, err) = run(&["explain", "--json"], &[("MONITOR_URL", &monitor)]).await;
+    let shown: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+    let verdicts = &shown["verdicts"];
+    assert_eq!(verdicts["unconfirmed"], windows[0].sent, "{shown}");
+    assert_eq!(verdicts["never_sent"], windows[0].omitted, "{shown}");
+    assert_eq!(code, 3, "nothing is lost for certain, and not all is explained");
 }
 
 /// Plays the nine mixes with a monitor at the same time, and names all that fail.
@@ -131,8 +181,7 @@ impl Stage {
             self.start_relay().await;
         }
         at(KILL_CONSUMER).await;
-        let dropped = self.consumer.as_ref().map_or(0, |(running, _)| running.dropped());
-        assert_eq!(dropped, 0, "its consumer gives nothing up");
+        self.nothing_came_twice().await;
         kill_and_start(&mut self.consumer).await;
         at(KILL_RELAY).await;
         kill_and_start(&mut self.relay).await;
@@ -247,27 +296,17 @@ impl Stage {
     /// Its counts are those of the audit, to the last one, but for one at the most that each kill may
     /// have delivered twice.
     async fn check_theirs(&self, windows: &[Audited]) {
-        // It closes nothing before the end of its window.
-        sleep(Duration::from_secs(1)).await;
-        let sweep = format!("http://{}/api/monitor/windows/sweep", self.address);
-        assert_eq!(post(&sweep, String::new()).await.0, 200);
         let pool = pool(&self.ground.monitor_url).await;
         for window in windows {
             let told = format!("{:?}: {window:?}", self.mix);
-            let counts = counted(&pool, &window.uuid).await;
-            assert!(["CLOSED", "ALERT"].contains(&counts.status.as_str()), "{told}: {counts:?}");
-            let of_window = |what: &'static str| number_of(&pool, what, &window.uuid);
-            let arrived = of_window(
-                "SELECT COUNT(DISTINCT e.report_timestamp) FROM heartbeat_events e \
-                 JOIN monitoring_windows w ON w.id = e.window_id \
-                 WHERE w.window_uuid = ? AND e.status <> 'MISSING'",
-            )
+            let counts = eventually(&format!("{told} is closed"), async || {
+                let sweep = format!("http://{}/api/monitor/windows/sweep", self.address);
+                assert_eq!(post(&sweep, String::new()).await.0, 200);
+                let counts = counted(&pool, &window.uuid).await;
+                (counts.status != "OPEN").then_some(counts)
+            })
             .await;
-            let stored = of_window(
-                "SELECT COUNT(*) FROM heartbeat_events e JOIN monitoring_windows w \
-                 ON w.id = e.window_id WHERE w.window_uuid = ? AND e.status <> 'MISSING'",
-            )
-            .await;
+            let (stored, arrived) = events(&pool, &window.uuid).await;
             let sent = window.sent + window.sent_after;
             let unsent = self.may_be_unsent(window);
             assert!((sent - unsent..=sent).contains(&arrived), "{told}: {arrived} arrived");
@@ -280,6 +319,19 @@ impl Stage {
                 // Killed between an event and its count, it is told again, and counts once.
                 let range = arrived..=arrived + kills;
                 assert!(range.contains(&counts.received), "{told}: {counts:?}");
+            }
+        }
+    }
+
+    /// A group that is created, or a relay that joins one, makes no sender send again what their
+    /// monitor would count again.
+    async fn nothing_came_twice(&self) {
+        if self.mix.monitor == Whose::Theirs {
+            let pool = pool(&self.ground.monitor_url).await;
+            for window in audited(&self.ground).await {
+                let (stored, arrived) = events(&pool, &window.uuid).await;
+                assert!(arrived > 1, "{:?}: {arrived} arrived", self.mix);
+                assert_eq!(stored, arrived, "{:?}: before anything is killed", self.mix);
             }
         }
     }
@@ -297,6 +349,24 @@ impl Stage {
         // One of ours that is killed between sending and marking sends once more.
         1 + carriers + i64::from(window.is_ours)
     }
+}
+
+/// How many heartbeats of a window their monitor has stored, and how many different ones.
+async fn events(monitor: &MySqlPool, uuid: &str) -> (i64, i64) {
+    let stored = number_of(
+        monitor,
+        "SELECT COUNT(*) FROM heartbeat_events e JOIN monitoring_windows w ON w.id = e.window_id \
+         WHERE w.window_uuid = ? AND e.status <> 'MISSING'",
+        uuid,
+    );
+    let different = number_of(
+        monitor,
+        "SELECT COUNT(DISTINCT e.report_timestamp) FROM heartbeat_events e \
+         JOIN monitoring_windows w ON w.id = e.window_id \
+         WHERE w.window_uuid = ? AND e.status <> 'MISSING'",
+        uuid,
+    );
+    tokio::join!(stored, different)
 }
 
 async fn kill_and_start(part: &mut Option<Part>) {
