@@ -9,8 +9,8 @@ use crate::support::{Ground, eventually, pool};
 /// What the senders wrote about a window.
 #[derive(Clone, Debug)]
 pub struct Audited {
+    /// Its uuid.
     pub uuid: String,
-    pub service: String,
     /// Whether a sender of ours opened it. Those of the first system are called `old-`.
     pub is_ours: bool,
     /// How many heartbeats it promises.
@@ -46,7 +46,7 @@ pub async fn audited(ground: &Ground) -> Vec<Audited> {
         let sent_after = if is_ours { 0 } else { row.get("beyond") };
         let sent = row.get::<i64, _>("sent") - sent_after;
         let (uuid, slots) = (row.get("window_uuid"), row.get("slots"));
-        Audited { uuid, service, is_ours, slots, sent, sent_after, omitted: row.get("omitted") }
+        Audited { uuid, is_ours, slots, sent, sent_after, omitted: row.get("omitted") }
     };
     rows.iter().map(window).collect()
 }

@@ -14,7 +14,9 @@ use super::part::{
     their_sender,
 };
 use super::post;
-use crate::support::{Ground, answer, eventually, free_address, get, heartbeat, pool, run, window};
+use crate::support::{
+    Ground, answer, eventually, free_address, get, heartbeat, pool, run, shared, window,
+};
 
 /// The group of the first system.
 const GROUP: &str = "monitor-queue-group";
@@ -109,12 +111,28 @@ async fn what_their_sender_could_not_write_is_unconfirmed_and_nobody_can_follow_
     sleep(Duration::from_secs(3)).await;
     let windows = audited(&ground).await;
     let monitor = format!("http://{address}");
-    let (code, out, err) = run(&["explain", "--json"], &[("MONITOR_URL", &monitor)]).await;
+    let stream = ground.stream.to_string();
+    let environment = [
+        ("MONITOR_URL", monitor.as_str()),
+        ("REDIS_URL", shared().redis_url.as_str()),
+        ("STREAM_NAME", stream.as_str()),
+        ("PAYMENTS_DATABASE_URL", ground.payments_url.as_str()),
+    ];
+    let (code, out, err) = run(&["explain", "--json"], &environment).await;
     let shown: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
     let verdicts = &shown["verdicts"];
     assert_eq!(verdicts["unconfirmed"], windows[0].sent, "{shown}");
     assert_eq!(verdicts["never_sent"], windows[0].omitted, "{shown}");
     assert_eq!(code, 3, "nothing is lost for certain, and not all is explained");
+
+    let repair = ["explain", "--repair", "--unconfirmed", "--yes"];
+    let (code, out, err) = run(&repair, &environment).await;
+    assert_eq!(code, 0, "{out}{err}");
+    drained(&ground, GROUP).await;
+    let ledger = pool(&ground.monitor_url).await;
+    assert_eq!(counted(&ledger, &windows[0].uuid).await.received, windows[0].sent);
+    let (code, out, err) = run(&["explain"], &environment).await;
+    assert_eq!(code, 0, "{out}{err}");
 }
 
 /// Plays the nine mixes with a monitor at the same time, and names all that fail.
@@ -173,7 +191,7 @@ impl Stage {
         if self.mix.carriers == Whose::Ours {
             self.start_relay().await;
         }
-        let (theirs, ours) = self.start_senders().await;
+        let (theirs, mut ours) = self.start_senders().await;
         let began = Instant::now();
         let at = |second| sleep_until(began + Duration::from_secs(second));
         at(RELAY_JOINS).await;
@@ -188,14 +206,13 @@ impl Stage {
         at(KILL_MONITOR).await;
         kill_and_start(&mut self.monitor).await;
         at(KILL_SENDERS).await;
+        kill_and_start(&mut ours).await;
         if let Some((running, _)) = theirs {
             running.kill().await;
             let again = their_sender(&self.ground, "old-a", (1, TICKS_AGAIN)).start().await;
             let Running::Theirs(sender) = again else { unreachable!() };
             sender.end().await;
         }
-        let mut ours = ours;
-        kill_and_start(&mut ours).await;
         self.all_is_sent().await;
         drained(&self.ground, GROUP).await;
         let dropped = self.consumer.as_ref().map_or(0, |(running, _)| running.dropped());

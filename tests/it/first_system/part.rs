@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::PART;
@@ -17,7 +17,7 @@ pub type Settings = Vec<(&'static str, String)>;
 pub struct Theirs {
     child: Child,
     /// It ends when this closes.
-    _input: ChildStdin,
+    input: ChildStdin,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
@@ -37,7 +37,7 @@ impl Theirs {
                 heard.lock().unwrap().push(line);
             }
         });
-        let theirs = Self { _input: child.stdin.take().unwrap(), child, lines };
+        let theirs = Self { input: child.stdin.take().unwrap(), child, lines };
         eventually(&format!("the first system's {part} is at work"), async || {
             (!theirs.said("ready").is_empty() || !theirs.said("window").is_empty()).then_some(())
         })
@@ -50,6 +50,18 @@ impl Theirs {
         let lines = self.lines.lock().unwrap();
         let about = lines.iter().filter_map(|line| line.strip_prefix(word));
         about.map(|rest| rest.trim().to_owned()).collect()
+    }
+
+    /// Tells a sender to end when its window is over, and waits.
+    pub async fn finish(mut self) {
+        self.input.write_all(b"enough\n").await.unwrap();
+        self.input.flush().await.unwrap();
+        self.end().await;
+    }
+
+    /// Whether it is still at work.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits until it has ended by itself.
@@ -106,15 +118,6 @@ impl Running {
         }
     }
 
-    /// Stops it as an operator does.
-    pub async fn stop(self) {
-        match self {
-            Self::Ours(process) => assert!(process.terminate().await.0.success()),
-            // It has no manners.
-            Self::Theirs(theirs) => theirs.kill().await,
-        }
-    }
-
     /// Heartbeats that a consumer of the first system has dropped.
     pub fn dropped(&self) -> usize {
         match self {
@@ -165,7 +168,7 @@ pub fn their_monitor(address: SocketAddr, database_url: &str) -> Program {
 /// Our monitor, which reads the senders' audit.
 pub fn our_monitor(ground: &Ground, address: SocketAddr, database_url: &str) -> Program {
     let arguments = ["--heartbeat-interval-seconds", "1", "--grace", "500ms"];
-    let more = ["--sweep-interval", "200ms", "--replay-grace", "2s", "--admin-token", super::TOKEN];
+    let more = ["--sweep-interval", "200ms", "--replay-grace", "2s"];
     let settings = vec![
         ("DATABASE_URL", database_url.to_owned()),
         ("AUDIT_DATABASE_URL", ground.payments_url.clone()),

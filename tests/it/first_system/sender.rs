@@ -1,5 +1,6 @@
 //! A sender of the first system. It writes down that it has sent a heartbeat, and then sends it.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
@@ -9,7 +10,7 @@ use serde_json::json;
 use sqlx::MySqlPool;
 use uuid::Uuid;
 
-use super::{number, setting, tables};
+use super::{ENOUGH, number, setting, tables};
 use crate::support::pool;
 
 /// Its tick, in microseconds. That of the original is 10 s; whole seconds survive its tables.
@@ -26,7 +27,7 @@ struct Window {
     to: i64,
 }
 
-/// Opens windows one after the other, and ends.
+/// Opens windows one after the other, until it has opened so many or is told that it is enough.
 pub async fn run() {
     let pool = pool(&setting("DATABASE_URL")).await;
     sqlx::raw_sql(tables::PAYMENTS).execute(&pool).await.unwrap();
@@ -42,6 +43,9 @@ pub async fn run() {
         open(&pool, &window).await;
         println!("\nwindow {}", window.uuid);
         carry_out(&pool, &window, began).await;
+        if ENOUGH.load(Ordering::Relaxed) {
+            break;
+        }
     }
     println!("\ndone");
 }
