@@ -262,12 +262,6 @@ impl Stage {
         .await;
     }
 
-    /// Heartbeats that a sender called sent and never wrote, at the most. One of the first system
-    /// that is killed may have been between the two.
-    fn may_be_unsent(&self, window: &Audited) -> i64 {
-        i64::from(!window.is_ours && window.slots == i64::from(TICKS))
-    }
-
     /// Each slot is as its sender wrote, and what is missing is explained.
     async fn check_ours(&self, windows: &[Audited]) {
         let mut unconfirmed = 0;
@@ -281,7 +275,7 @@ impl Stage {
             };
             let unsure = verdicts(&["unconfirmed"]);
             unconfirmed += unsure;
-            assert!(unsure <= self.may_be_unsent(window), "{:?}: {shown}", self.mix);
+            assert!(unsure <= may_be_unsent(window), "{:?}: {shown}", self.mix);
             assert_eq!(counts("expected_reports"), window.slots, "{:?}", self.mix);
             assert_eq!(counts("received_reports"), window.sent - unsure, "{:?}: {shown}", self.mix);
             assert_eq!(verdicts(&["on_time", "late"]), counts("received_reports"), "{shown}");
@@ -325,7 +319,7 @@ impl Stage {
             .await;
             let (stored, arrived) = events(&pool, &window.uuid).await;
             let sent = window.sent + window.sent_after;
-            let unsent = self.may_be_unsent(window);
+            let unsent = may_be_unsent(window);
             assert!((sent - unsent..=sent).contains(&arrived), "{told}: {arrived} arrived");
             let kills = self.kills_during(window);
             assert!((0..=kills).contains(&(stored - arrived)), "{told}: {stored} of {arrived}");
@@ -366,6 +360,12 @@ impl Stage {
         // One of ours that is killed between sending and marking sends once more.
         1 + carriers + i64::from(window.is_ours)
     }
+}
+
+/// Heartbeats that a sender called sent and never wrote, at the most. One of the first system that is
+/// killed may have been between the two.
+fn may_be_unsent(window: &Audited) -> i64 {
+    i64::from(!window.is_ours && window.slots == i64::from(TICKS))
 }
 
 /// How many heartbeats of a window their monitor has stored, and how many different ones.

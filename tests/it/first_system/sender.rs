@@ -96,7 +96,7 @@ fn statuses(ticks: i64) -> Vec<String> {
         .collect();
     if !drawn.iter().any(|status| status == OMITTED) {
         let at = rand::random_range(0..drawn.len());
-        drawn[at] = OMITTED.to_owned();
+        OMITTED.clone_into(&mut drawn[at]);
     }
     drawn.push("ok".to_owned());
     drawn

@@ -1,5 +1,5 @@
 //! The tables of the first system, as its programs created them where they were missing: by
-//! SQLAlchemy, in the default character set and collation of the database.
+//! `SQLAlchemy`, in the default character set and collation of the database.
 
 /// Those of the senders' database.
 pub const PAYMENTS: &str = "
