@@ -27,6 +27,7 @@ mod explain_repair;
 mod explain_unconfirmed;
 mod explain_unheard;
 mod explain_watch;
+mod first_system;
 mod forget_group;
 mod forward;
 mod groups;
