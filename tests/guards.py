@@ -541,7 +541,7 @@ GUARDS = [
     Guard(
         "TLS wherever it is offered",
         "caching_sha2_password",
-        "src/config.rs",
+        "src/config/address.rs",
         "        Ok(Self { options, shown: without_password(url) })\n",
         "        let options = options.ssl_mode(sqlx::mysql::MySqlSslMode::Disabled);\n"
         "        Ok(Self { options, shown: without_password(url) })\n",
