@@ -9,22 +9,14 @@ use heartbeat::payments;
 use sqlx::{AssertSqlSafe, MySqlPool, Row};
 use uuid::Uuid;
 
+use crate::first_system::tables;
 use crate::support::{Ground, pool, run, shared};
 
-/// The first senders' tables, as their own program makes them in the database's own collation, with a
-/// window and rows of it.
-pub const FIRST_SENDERS: &str = "
-CREATE TABLE report_windows (
-    id INTEGER NOT NULL AUTO_INCREMENT, window_uuid VARCHAR(36) NOT NULL,
-    service VARCHAR(64) NOT NULL, window_from DATETIME NOT NULL, window_to DATETIME NOT NULL,
-    error_status_generado FLOAT NOT NULL, error_status_no_reportado FLOAT NOT NULL,
-    created_at DATETIME NOT NULL, PRIMARY KEY (id), UNIQUE (window_uuid));
-CREATE TABLE report_audit (
-    id INTEGER NOT NULL AUTO_INCREMENT, window_uuid VARCHAR(36) NOT NULL,
-    service VARCHAR(64) NOT NULL, status VARCHAR(255) NOT NULL, window_from DATETIME NOT NULL,
-    window_to DATETIME NOT NULL, timestamp DATETIME NOT NULL, sent_to_queue BOOL NOT NULL,
-    created_at DATETIME NOT NULL, PRIMARY KEY (id),
-    FOREIGN KEY(window_uuid) REFERENCES report_windows (window_uuid));
+/// The window of the first senders' rows.
+const FIRST_WINDOW: &str = "6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10";
+
+/// Rows of a window, as the first senders write them.
+const FIRST_ROWS: &str = "
 INSERT INTO report_windows (window_uuid, service, window_from, window_to, error_status_generado,
     error_status_no_reportado, created_at) VALUES ('6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10',
     'payments-a', '2026-11-21 10:00:00', '2026-11-21 10:02:30', 0.2623, 0.0812,
@@ -34,11 +26,9 @@ INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, 
     'error:boom', '2026-11-21 10:00:00', '2026-11-21 10:02:30', '2026-11-21 10:00:10', 1,
     '2026-11-21 10:00:10')";
 
-/// The window of these rows.
-pub const FIRST_WINDOW: &str = "6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10";
-
-/// The same, but the window's uuid is the primary key, and nothing ties the tables together.
-const FIRST_SENDERS_BY_UUID: &str = "
+/// Their tables as another version of them may be: the window's uuid is the primary key, nothing ties
+/// the tables together, and less is required.
+const FIRST_TABLES_BY_UUID: &str = "
 CREATE TABLE report_windows (
     window_uuid VARCHAR(36) NOT NULL PRIMARY KEY, service VARCHAR(64) NOT NULL,
     window_from DATETIME NOT NULL, window_to DATETIME NOT NULL,
@@ -48,21 +38,40 @@ CREATE TABLE report_audit (
     id INT NOT NULL AUTO_INCREMENT PRIMARY KEY, window_uuid VARCHAR(36) NOT NULL,
     service VARCHAR(64) NOT NULL, status VARCHAR(120) NOT NULL, window_from DATETIME NOT NULL,
     window_to DATETIME NOT NULL, timestamp DATETIME NOT NULL, sent_to_queue TINYINT(1) NOT NULL,
-    created_at DATETIME NULL, KEY by_window (window_uuid));
-INSERT INTO report_windows VALUES ('6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10', 'payments-a',
-    '2026-11-21 10:00:00', '2026-11-21 10:02:30', 0.2623, 0.0812, NULL);
-INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, timestamp,
-    sent_to_queue, created_at) VALUES ('6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10', 'payments-a',
-    'error:boom', '2026-11-21 10:00:00', '2026-11-21 10:02:30', '2026-11-21 10:00:10', 1, NULL)";
+    created_at DATETIME NULL, KEY by_window (window_uuid))";
 
-/// What the first system's monitor keeps.
-const FIRST_LEDGER: &str = "
-CREATE TABLE monitoring_windows (
-    id INTEGER NOT NULL AUTO_INCREMENT, window_uuid VARCHAR(36) NOT NULL,
-    service_name VARCHAR(64) NOT NULL, status VARCHAR(16) NOT NULL, PRIMARY KEY (id));
-CREATE TABLE heartbeat_events (
-    id INTEGER NOT NULL AUTO_INCREMENT, window_id INTEGER NOT NULL, PRIMARY KEY (id),
-    FOREIGN KEY(window_id) REFERENCES monitoring_windows (id))";
+/// The table in which it is noted what was done, as older versions of this program made it.
+const NOTES: &str = "
+CREATE TABLE _sqlx_migrations (
+    version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+    installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL,
+    checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)";
+
+/// The first senders' tables with rows of a window.
+pub async fn first_senders(pool: &MySqlPool, window: &str) {
+    sqlx::raw_sql(tables::PAYMENTS).execute(pool).await.unwrap();
+    let rows = AssertSqlSafe(FIRST_ROWS.replace(FIRST_WINDOW, window));
+    sqlx::raw_sql(rows).execute(pool).await.unwrap();
+}
+
+/// The same under the name that these tests give the window.
+async fn first_window(pool: &MySqlPool) {
+    first_senders(pool, FIRST_WINDOW).await;
+}
+
+/// Notes that all versions up to one are done, and that one begun.
+async fn note_begun(pool: &MySqlPool, schema: &db::Schema, version: i64) {
+    sqlx::raw_sql(NOTES).execute(pool).await.unwrap();
+    for migration in schema.iter().filter(|migration| migration.version <= version) {
+        sqlx::query("INSERT INTO _sqlx_migrations VALUES (?, '', NOW(), ?, ?, -1)")
+            .bind(migration.version)
+            .bind(migration.version < version)
+            .bind(&*migration.checksum)
+            .execute(pool)
+            .await
+            .unwrap();
+    }
+}
 
 /// Character sets and collations of databases, where the server has them.
 const COLLATIONS: [(&str, &str); 3] = [
@@ -113,7 +122,7 @@ async fn go_on_sending(pool: MySqlPool, stop: tokio::sync::watch::Receiver<bool>
 #[tokio::test]
 async fn the_first_senders_tables_are_adopted_while_they_go_on_sending() {
     for (set, collation) in COLLATIONS {
-        for tables in [FIRST_SENDERS, FIRST_SENDERS_BY_UUID] {
+        for tables in [tables::PAYMENTS, FIRST_TABLES_BY_UUID] {
             let ground = Ground::new().await;
             let before = pool(&ground.payments_url).await;
             if !has_collation(&before, collation).await {
@@ -122,6 +131,7 @@ async fn the_first_senders_tables_are_adopted_while_they_go_on_sending() {
             let alter = format!("ALTER DATABASE CHARACTER SET {set} COLLATE {collation}");
             sqlx::raw_sql(AssertSqlSafe(alter)).execute(&before).await.unwrap();
             sqlx::raw_sql(tables).execute(&before).await.unwrap();
+            sqlx::raw_sql(FIRST_ROWS).execute(&before).await.unwrap();
             let (stop, stopped) = tokio::sync::watch::channel(false);
             let senders: Vec<_> = (0..2)
                 .map(|_| tokio::spawn(go_on_sending(before.clone(), stopped.clone())))
@@ -190,28 +200,8 @@ async fn shares_that_were_never_float_stay_to_the_last_digit() {
 async fn a_database_that_was_left_half_way_is_finished() {
     let ground = Ground::new().await;
     let before = pool(&ground.payments_url).await;
-    sqlx::raw_sql(FIRST_SENDERS).execute(&before).await.unwrap();
-    sqlx::raw_sql(
-        "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL, \
-         installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, \
-         checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)",
-    )
-    .execute(&before)
-    .await
-    .unwrap();
-    for migration in db::PAYMENTS_SCHEMA.iter().take(2) {
-        sqlx::query(
-            "INSERT INTO _sqlx_migrations (version, description, success, checksum, \
-             execution_time) VALUES (?, ?, ?, ?, -1)",
-        )
-        .bind(migration.version)
-        .bind(&*migration.description)
-        .bind(migration.version == 1)
-        .bind(&*migration.checksum)
-        .execute(&before)
-        .await
-        .unwrap();
-    }
+    first_window(&before).await;
+    note_begun(&before, &db::PAYMENTS_SCHEMA, 2).await;
     let environment = [("DATABASE_URL", ground.payments_url.as_str())];
     let (code, _, err) = run(
         &["payments", "--name", "payments-a", "--listen", "127.0.0.1:0"],
@@ -232,7 +222,7 @@ async fn a_database_that_was_left_half_way_is_finished() {
 #[tokio::test]
 async fn what_is_not_ours_is_left_as_it_is() {
     let cases = [
-        ("monitor", FIRST_LEDGER, &["first system's monitor", "--adopt-from"][..]),
+        ("monitor", tables::MONITOR, &["first system's monitor", "--adopt-from"][..]),
         ("monitor", "CREATE TABLE retention (id INT)", &["retention that is not heartbeat's"]),
         ("payments", "CREATE VIEW stream_identities AS SELECT 1", &["stream_identities"]),
     ];
@@ -258,24 +248,8 @@ async fn the_first_ledger_is_not_taken_for_a_view_that_was_begun() {
     let before = pool(&ground.monitor_url).await;
     let first = db::MONITOR_SCHEMA.iter().next().unwrap();
     sqlx::raw_sql(AssertSqlSafe(first.sql.as_str())).execute(&before).await.unwrap();
-    sqlx::raw_sql(FIRST_LEDGER).execute(&before).await.unwrap();
-    sqlx::raw_sql(
-        "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL, \
-         installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, \
-         checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)",
-    )
-    .execute(&before)
-    .await
-    .unwrap();
-    for migration in db::MONITOR_SCHEMA.iter().take(2) {
-        sqlx::query("INSERT INTO _sqlx_migrations VALUES (?, '', NOW(), ?, ?, -1)")
-            .bind(migration.version)
-            .bind(migration.version == 1)
-            .bind(&*migration.checksum)
-            .execute(&before)
-            .await
-            .unwrap();
-    }
+    sqlx::raw_sql(tables::MONITOR).execute(&before).await.unwrap();
+    note_begun(&before, &db::MONITOR_SCHEMA, 2).await;
     let (code, _, err) =
         run(&["migrate", "monitor"], &[("DATABASE_URL", ground.monitor_url.as_str())]).await;
     assert_eq!(code, 1);
@@ -287,7 +261,7 @@ async fn the_first_ledger_is_not_taken_for_a_view_that_was_begun() {
 async fn a_name_that_is_taken_is_said_again_and_again() {
     let ground = Ground::new().await;
     let before = pool(&ground.payments_url).await;
-    sqlx::raw_sql(FIRST_SENDERS).execute(&before).await.unwrap();
+    first_window(&before).await;
     sqlx::raw_sql("ALTER TABLE report_windows ADD COLUMN plan INT").execute(&before).await.unwrap();
     let environment = [("DATABASE_URL", ground.payments_url.as_str())];
     for _ in 0..2 {
@@ -312,7 +286,7 @@ async fn a_name_that_is_taken_is_said_again_and_again() {
 async fn a_foreign_key_of_others_is_named() {
     let ground = Ground::new().await;
     let before = pool(&ground.payments_url).await;
-    sqlx::raw_sql(FIRST_SENDERS).execute(&before).await.unwrap();
+    first_window(&before).await;
     sqlx::raw_sql(
         "CREATE TABLE notes (window_uuid VARCHAR(36) NOT NULL, CONSTRAINT notes_of_window \
          FOREIGN KEY (window_uuid) REFERENCES report_windows (window_uuid))",

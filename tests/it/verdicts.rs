@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, MySqlPool};
 use tokio::net::TcpListener;
 
-use crate::schema::{FIRST_SENDERS, FIRST_WINDOW};
+use crate::schema::first_senders;
 use crate::support::{
     Ground, Process, Proxy, answer, entry_id, eventually, free_address, get, heartbeat, pool,
     report, shared, window,
@@ -284,8 +284,7 @@ async fn an_audit_that_does_not_answer_makes_nobody_wait_and_nothing_guessed() {
     unknown.payments("payments-b").await;
     // The first senders' tables, which know the window and lack most of our columns.
     let first = Ground::new().await;
-    let tables = FIRST_SENDERS.replace(FIRST_WINDOW, &ledgers.window.uuid.to_string());
-    sqlx::raw_sql(AssertSqlSafe(tables)).execute(&pool(&first.payments_url).await).await.unwrap();
+    first_senders(&pool(&first.payments_url).await, &ledgers.window.uuid.to_string()).await;
     let good = ledgers.ground.payments_url.clone();
     for (audits, expected) in [
         (&[][..], "not_configured"),

@@ -12,8 +12,8 @@ use heartbeat::local::{Options, Servers};
 use sqlx::{AssertSqlSafe, MySqlPool, Row};
 use tokio::process::Child;
 
-use super::FIRST_SENDERS;
 use super::between::Between;
+use super::first_window;
 use crate::support::{Ground, Process, pool};
 
 /// Names the directory of a small disk to the process that fills it.
@@ -110,7 +110,7 @@ async fn a_migration_goes_on_after_a_kill_at_each_of_its_statements() {
     let broken = Ground::new().await;
     for ground in [&whole, &broken] {
         let payments = pool(&ground.payments_url).await;
-        sqlx::raw_sql(FIRST_SENDERS).execute(&payments).await.unwrap();
+        first_window(&payments).await;
     }
     for (word, schema, whole, broken) in [
         ("payments", &db::PAYMENTS_SCHEMA, &whole.payments_url, &broken.payments_url),
@@ -190,7 +190,7 @@ async fn on_a_small_disk() {
         let broken = pool(&url).await;
         if word == "payments" {
             for pool in [&whole, &broken] {
-                sqlx::raw_sql(FIRST_SENDERS).execute(pool).await.unwrap();
+                first_window(pool).await;
             }
         }
         db::migrate(&whole, schema, word).await.unwrap();
