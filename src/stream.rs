@@ -97,8 +97,8 @@ impl StreamName {
     }
 
     /// Key of the groups whose monitor counts again what comes again.
-    fn once(&self) -> String {
-        self.beside("once")
+    fn repeats(&self) -> String {
+        self.beside("repeats")
     }
 
     /// Keys of the process of a group whose turn it is to send, and of whether others want it.

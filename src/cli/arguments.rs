@@ -4,6 +4,7 @@
 //! says which variable it came from, and repeats no address, whatever it is a complaint about.
 
 use std::env;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
@@ -54,14 +55,9 @@ impl Complaint {
             return Self { error, said: None };
         }
         let mut said = error.render().to_string();
-        // The longest first: one may be a part of another.
-        let mut addresses: Vec<&str> = words.iter().map(String::as_str).collect();
-        addresses
-            .extend(words.iter().filter_map(|word| word.split_once('=').map(|(_, value)| value)));
-        addresses.retain(|word| word.contains("://"));
-        addresses.sort_by_key(|word| std::cmp::Reverse(word.len()));
-        for address in addresses {
-            said = said.replace(address, "***");
+        let command = named(command, words);
+        for address in addresses(command, words) {
+            said = said.replace(&address, "***");
         }
         if let Some(variable) = variable(&error, command, words) {
             said = format!(
@@ -76,12 +72,33 @@ impl Complaint {
     #[must_use]
     pub fn exit(&self) -> ExitCode {
         match &self.said {
-            Some(said) => eprint!("{said}"),
             // Nobody may be there to read it.
+            Some(said) => drop(write!(io::stderr(), "{said}")),
             None => drop(self.error.print()),
         }
         ExitCode::from(u8::try_from(self.error.exit_code()).unwrap_or(1))
     }
+}
+
+/// The command that the words name.
+fn named<'c>(command: &'c Command, words: &[String]) -> &'c Command {
+    let words = words.iter().skip(1);
+    words.fold(command, |command, word| command.find_subcommand(word).unwrap_or(command))
+}
+
+/// Everything that may be an address, of the words and of the command's variables; the longest first,
+/// for one may be a part of another.
+fn addresses(command: &Command, words: &[String]) -> Vec<String> {
+    let variables = command.get_arguments().filter_map(|argument| argument.get_env());
+    let values = variables.filter_map(env::var_os);
+    let mut addresses: Vec<String> =
+        values.map(|value| value.to_string_lossy().into_owned()).collect();
+    addresses.extend(words.iter().cloned());
+    let parts = words.iter().filter_map(|word| word.split_once('='));
+    addresses.extend(parts.map(|(_, value)| value.to_owned()));
+    addresses.retain(|text| text.contains("://"));
+    addresses.sort_by_key(|text| std::cmp::Reverse(text.len()));
+    addresses
 }
 
 /// The variable that a value came from which was complained of.
@@ -89,7 +106,6 @@ fn variable(error: &clap::Error, command: &Command, words: &[String]) -> Option<
     let Some(ContextValue::String(complained)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
-    let command = words.get(1).and_then(|name| command.find_subcommand(name)).unwrap_or(command);
     let argument = command.get_arguments().find(|argument| argument.to_string() == *complained)?;
     let flag = argument.get_long().map(|long| format!("--{long}"));
     let is_given = |flag: &String| {

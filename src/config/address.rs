@@ -220,7 +220,6 @@ impl FromStr for MonitorUrl {
             .to_owned();
         url.set_path(&base);
         url.set_query(None);
-        url.set_fragment(None);
         Ok(Self(url))
     }
 }

@@ -32,6 +32,10 @@ pub static MONITOR_SCHEMA: LazyLock<Schema> =
 
 /// Where it is noted what was done.
 const NOTES: &str = "_sqlx_migrations";
+/// The time that a version has taken which is begun, as the driver notes it.
+const BEGUN: i64 = -1;
+/// The same where its first statement was refused; one less for each statement further on.
+const REFUSED: i64 = -2;
 /// How long to wait for another process that changes the schema, in seconds.
 const PATIENCE_SECONDS: u32 = 60;
 /// How long a statement waits for those who use its table. Whoever comes after it waits as well.
@@ -64,12 +68,15 @@ struct Pending<'s> {
     statements: Vec<Statement>,
     /// Whether some of its statements may have been done.
     is_begun: bool,
+    /// The statement that the database refused when it was tried last, so that it is not done.
+    refused: Option<usize>,
 }
 
 /// What is noted of a version.
 struct Noted {
     checksum: Vec<u8>,
     is_done: bool,
+    refused: Option<usize>,
 }
 
 impl Schema {
@@ -90,6 +97,7 @@ impl Schema {
                 migration,
                 statements: statements(migration.sql.as_str()),
                 is_begun: noted.is_some(),
+                refused: noted.and_then(|noted| noted.refused),
             })
         });
         pending.collect()
@@ -199,25 +207,37 @@ async fn apply_missing(
     adoption::refuse_strangers(connection, &pending).await?;
     connection.ensure_migrations_table(NOTES).await?;
     for version in pending {
-        let Pending { migration, statements, is_begun } = version;
+        let Pending { migration, statements, is_begun, refused } = version;
         let first = adoption::before(connection, &statements).await?;
         if !is_begun {
             note_begun(connection, migration).await?;
         }
-        let steps: Vec<Statement> = first.into_iter().chain(statements).collect();
-        for (done, step) in steps.iter().enumerate() {
-            perform(connection, step, is_begun).await.map_err(|error| {
-                anyhow!(
-                    "version {}, statement {} of {} ({}), was not done: {error}; {}, and run \
-                     `heartbeat migrate {}` again, which goes on from there: nothing is lost",
-                    migration.version,
-                    done + 1,
-                    steps.len(),
-                    step.title(),
-                    advice(&error),
-                    word(what),
-                )
-            })?;
+        let stopped = |(number, step): (usize, &Statement), error: &Error| {
+            anyhow!(
+                "version {}, statement {number} of {} ({}), was not done: {error}; {}, and run \
+                 `heartbeat migrate {}` again, which goes on from there: nothing is lost",
+                migration.version,
+                statements.len(),
+                step.title(),
+                advice(error),
+                word(what),
+            )
+        };
+        for step in &first {
+            perform(connection, step, false).await.map_err(|error| stopped((0, step), &error))?;
+        }
+        for (place, step) in statements.iter().enumerate() {
+            if refused == Some(place) {
+                note_refused(connection, migration, None).await?;
+            }
+            // What was refused was not done, and nothing after it was tried.
+            let may_be_done = is_begun && refused.is_none_or(|refused| place < refused);
+            if let Err(error) = perform(connection, step, may_be_done).await {
+                if error.number().is_some() {
+                    note_refused(connection, migration, Some(place)).await.ok();
+                }
+                return Err(stopped((place + 1, step), &error));
+            }
         }
         note_done(connection, migration).await?;
         let Migration { version, description, .. } = migration;
@@ -231,7 +251,7 @@ async fn apply_missing(
 async fn perform(
     connection: &mut Connection,
     statement: &Statement,
-    is_begun: bool,
+    may_be_done: bool,
 ) -> Result<(), Error> {
     let mut attempt = 1;
     loop {
@@ -239,7 +259,7 @@ async fn perform(
         let Err(error) = sqlx::raw_sql(text).execute(&mut *connection).await else { return Ok(()) };
         let error = Error::from(error);
         let number = error.number().unwrap_or(0);
-        if is_begun
+        if may_be_done
             && (DONE_BEFORE.contains(&number) || (number == ROW_EXISTS && statement.is_insert()))
         {
             return if is_there(connection, &statement.leaves()).await? {
@@ -311,23 +331,45 @@ async fn noted(connection: &mut Connection) -> Result<BTreeMap<i64, Noted>, Erro
     if !is_there(connection, &[Thing::Table(NOTES.to_owned())]).await? {
         return Ok(BTreeMap::new());
     }
-    let sql = "SELECT version, checksum, success FROM _sqlx_migrations";
+    let sql = "SELECT version, checksum, success, execution_time FROM _sqlx_migrations";
     let rows = sqlx::query(sql).fetch_all(connection).await?;
     let noted = rows.iter().map(|row| {
-        let noted = Noted { checksum: row.try_get("checksum")?, is_done: row.try_get("success")? };
+        let mark: i64 = row.try_get("execution_time")?;
+        let noted = Noted {
+            checksum: row.try_get("checksum")?,
+            is_done: row.try_get("success")?,
+            refused: usize::try_from(REFUSED - mark).ok(),
+        };
         Ok((row.try_get("version")?, noted))
     });
     noted.collect()
 }
 
+/// Notes which statement of a version the database has refused; none while one is tried, after which
+/// nobody may know whether it was done.
+async fn note_refused(
+    connection: &mut Connection,
+    migration: &Migration,
+    place: Option<usize>,
+) -> Result<(), Error> {
+    let place = place.and_then(|place| i64::try_from(place).ok());
+    sqlx::query("UPDATE _sqlx_migrations SET execution_time = ? WHERE version = ?")
+        .bind(place.map_or(BEGUN, |place| REFUSED - place))
+        .bind(migration.version)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 async fn note_begun(connection: &mut Connection, migration: &Migration) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         VALUES (?, ?, FALSE, ?, -1)",
+         VALUES (?, ?, FALSE, ?, ?)",
     )
     .bind(migration.version)
     .bind(&*migration.description)
     .bind(&*migration.checksum)
+    .bind(BEGUN)
     .execute(connection)
     .await?;
     Ok(())

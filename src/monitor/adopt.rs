@@ -222,11 +222,14 @@ async fn take_over_page(
     Ok(())
 }
 
-/// A window with its heartbeats; none if they are not there any more, so that nobody knows its slots.
+/// A window with its heartbeats; none if some are not there any more, so that nobody knows its slots.
 fn item(told: Told, events: &[FirstEvent], summary: &mut Summary) -> Option<Item> {
-    if events.is_empty() && told.has_received && told.status != WindowStatus::Open {
-        let why = "heartbeats are counted for it, and heartbeat_events has none of them any more";
-        skip_window(summary, told.row, why);
+    let kept = events.iter().filter(|event| !event.is_missing()).count() as u64;
+    if kept < told.received && told.status != WindowStatus::Open {
+        let received = told.received;
+        let why =
+            format!("{received} heartbeats are counted for it, and heartbeat_events has {kept}");
+        skip_window(summary, told.row, &why);
         return None;
     }
     let mut arrivals = Vec::with_capacity(events.len());
@@ -368,6 +371,9 @@ async fn insert_new(
         let here = past.end.map_or(WindowStatus::Open, |end| end.counts.verdict());
         done.count(there, here);
         rows.add(window_id, placed);
+    }
+    if past.iter().any(|past| past.end.is_none()) {
+        repository::await_report(connection).await?;
     }
     Ok(ids.into_values().collect())
 }

@@ -10,6 +10,9 @@ use uuid::Uuid;
 use super::window::{StoredWindow, WindowStatus};
 use crate::wire::{Timestamp, Window};
 
+/// The watermark while the first report is awaited: 1970-01-02, which every database takes.
+pub(super) const NOTHING_DELIVERED: Timestamp = Timestamp::from_micros(24 * 3_600 * 1_000_000);
+
 /// What decides whether windows may close, at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClosingRules {
@@ -87,6 +90,13 @@ impl ClosingRules {
     #[must_use]
     pub fn by_watermark(&self) -> Timestamp {
         self.watermark.map_or(self.now, |watermark| watermark.min(self.now)).minus(self.grace)
+    }
+
+    /// Whether nothing counts as delivered, because no relay has reported yet and windows were taken
+    /// over from another monitor.
+    #[must_use]
+    pub fn awaits_first_report(&self) -> bool {
+        self.watermark == Some(NOTHING_DELIVERED)
     }
 
     /// Windows that are held since before monitors had been running for so long, in microseconds,

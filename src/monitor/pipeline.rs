@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::watermark::News;
@@ -20,8 +19,6 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
 /// A window that has been over for so long without being closed is held.
 const HELD_AFTER: Duration = Duration::from_secs(5);
-/// Time between two looks for the first report of all.
-const FIRST_LOOK: Duration = Duration::from_millis(250);
 /// Most windows that one step finds held.
 const WINDOWS_PER_STEP: u32 = 1_000;
 
@@ -109,30 +106,6 @@ pub async fn run(monitor: Monitor, shutdown: CancellationToken) -> anyhow::Resul
         pause = INTERVAL;
     }
     Ok(())
-}
-
-/// Gives relays time to report before windows are closed for the first time, where no relay has ever
-/// reported and windows of the stream are open: they came from another monitor, and what lies in the
-/// stream for them shows only in a report. Ends with the first report, when told to stop, or after
-/// [`STALLED_AFTER`].
-pub(super) async fn wait_for_first_report(monitor: &Monitor, shutdown: &CancellationToken) {
-    let deadline = Instant::now() + STALLED_AFTER;
-    let mut is_told = false;
-    while Instant::now() < deadline {
-        let waits = db::patiently(repository::waits_for_first_report(&monitor.pool)).await;
-        if matches!(waits, Ok(false)) {
-            return;
-        }
-        if waits.is_ok() && !std::mem::replace(&mut is_told, true) {
-            tracing::info!(
-                "no relay has reported yet: windows close once one has, or in {} s",
-                STALLED_AFTER.as_secs()
-            );
-        }
-        if !shutdown::sleep(FIRST_LOOK, shutdown).await {
-            return;
-        }
-    }
 }
 
 /// Counts the time that monitors run, notes which pipelines are stalled, and from when on windows

@@ -58,8 +58,8 @@ pub(super) use letters::{DeadHeartbeat, dead_heartbeats};
 pub(super) use obstacles::{obstacles, store_obstacles};
 pub(super) use past_windows::{PastEnd, PastWindow, hold_open, insert_past_windows};
 pub(super) use pipelines::{
-    Pipeline, Reported, count_uptime, forget, lock_progress, low_watermark, pipelines, reports,
-    store_progress, store_report, waits_for_first_report,
+    Pipeline, Reported, await_report, count_uptime, forget, lock_progress, low_watermark,
+    pipelines, reports, store_progress, store_report,
 };
 pub(super) use prune::{
     are_events_kept, claim_empty, claim_old, claim_to_empty, counted, database_clock,

@@ -16,10 +16,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::Monitor;
 use super::closing::{Closing, ClosingRules, Obstacles};
 use super::repository::{self, Arrived, ClaimLimits, MissingSlot};
 use super::window::{Counts, StoredWindow, UNOBSERVED, WindowStatus, missing_slots};
-use super::{Monitor, pipeline};
 use crate::wire::Timestamp;
 use crate::{clock, db, shutdown};
 
@@ -43,8 +43,7 @@ pub struct Swept {
     pub held: Vec<(Uuid, String)>,
 }
 
-/// Sweeps until told to stop: at least once per `interval`, and when the next window ends. Begins when
-/// relays had time to report.
+/// Sweeps until told to stop: at least once per `interval`, and when the next window ends.
 ///
 /// # Errors
 /// Never; a failure is logged, shown by `/ready`, and tried again.
@@ -53,7 +52,6 @@ pub async fn run(
     interval: Duration,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    pipeline::wait_for_first_report(&monitor, &shutdown).await;
     let mut pause = Duration::ZERO;
     while sleep_or_wake(&monitor, pause, &shutdown).await {
         let outcome = tokio::select! {
@@ -265,6 +263,10 @@ fn reason_held(
         }),
         Closing::NotOver => Some(format!(
             "closes at {closes_at}, which is the end of its last slot and a grace of {grace} s"
+        )),
+        Closing::OnItsWay if rules.awaits_first_report() => Some(format!(
+            "was to close at {closes_at}, but it was taken over from another monitor, and no relay has \
+             reported what lies in the stream for it"
         )),
         Closing::OnItsWay => Some(format!(
             "was to close at {closes_at}, but heartbeats may still be on their way: all those sent \

@@ -27,6 +27,9 @@ const BATCHES_PER_READ: usize = 8;
 /// Pause after Redis failed.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// How long a relay that stops waits for Redis to hear of it.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// How much to read, and how often to look for what others left.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -52,12 +55,17 @@ pub async fn run(delivery: Arc<Delivery>, limits: Limits) -> anyhow::Result<()> 
     tokio::join!(consumer.read_until_stopped(), consumer.tend_until_stopped());
     consumer.deliveries.close();
     consumer.deliveries.wait().await;
-    // The last chance to tell the senders what is delivered.
-    if let Err(error) = consumer.delivery.group.survey().await {
-        tracing::debug!(%error, "the senders do not learn what was delivered last");
-    }
-    if let Err(error) = consumer.delivery.group.leave().await {
-        tracing::debug!(%error, "leaving the group failed; the name stays in it");
+    let farewell = async {
+        // The last chance to tell the senders what is delivered.
+        if let Err(error) = consumer.delivery.group.survey().await {
+            tracing::debug!(%error, "the senders do not learn what was delivered last");
+        }
+        if let Err(error) = consumer.delivery.group.leave().await {
+            tracing::debug!(%error, "leaving the group failed; the name stays in it");
+        }
+    };
+    if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+        tracing::debug!("Redis does not answer: leaving without a word");
     }
     Ok(())
 }

@@ -48,9 +48,21 @@ impl Item {
         &self.json
     }
 
-    /// What tells its payload from any other.
+    /// What tells its heartbeat from any other: window and slot, or the timestamp where it names none,
+    /// as in messages of the first senders; the whole payload where these cannot be read.
     pub(super) fn digest(&self) -> Uuid {
-        Uuid::new_v5(&Uuid::NAMESPACE_OID, &self.payload)
+        #[derive(Deserialize)]
+        struct Identity<'j> {
+            window_uuid: &'j str,
+            slot: Option<i64>,
+            timestamp: &'j str,
+        }
+        let text = match serde_json::from_slice::<Identity>(&self.payload) {
+            Ok(Identity { window_uuid, slot: Some(slot), .. }) => format!("{window_uuid} {slot}"),
+            Ok(Identity { window_uuid, timestamp, .. }) => format!("{window_uuid} at {timestamp}"),
+            Err(_) => return Uuid::new_v5(&Uuid::NAMESPACE_OID, &self.payload),
+        };
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
     }
 
     /// Begins a span, which becomes the parent that the message names at this place.
@@ -128,6 +140,33 @@ mod tests {
         assert_eq!(read(b"{}"), Ok(json!({"stream_id": "5-1"})));
         let text = json!({"a": "stream_id \" } ", "stream_id": "5-1"});
         assert_eq!(read(br#"{"a":"stream_id \" } "}"#), Ok(text));
+    }
+
+    #[test]
+    fn a_heartbeat_that_is_sent_again_is_told_by_its_window_and_slot() {
+        let digest = |payload: &str| {
+            let entry = Entry {
+                source: Source::Heartbeats,
+                id: StreamId::default(),
+                payload: Some(payload.as_bytes().to_vec()),
+                is_deleted: false,
+            };
+            Item::read(entry).unwrap().digest()
+        };
+        let first = digest(r#"{"window_uuid":"w","slot":1,"timestamp":"t","traceparent":"a-01"}"#);
+        let again = digest(r#"{"window_uuid":"w","slot":1,"timestamp":"u","traceparent":"a-00"}"#);
+        assert_eq!(first, again);
+        let others = [
+            r#"{"window_uuid":"w","slot":2,"timestamp":"t"}"#,
+            r#"{"window_uuid":"v","slot":1,"timestamp":"t"}"#,
+            r#"{"window_uuid":"w","timestamp":"t"}"#,
+            r#"{"window_uuid":"w","timestamp":"u"}"#,
+            r#"{"window_uuid":"w","slot":1}"#,
+            r#"{"a":1}"#,
+        ]
+        .map(digest);
+        let all: std::collections::HashSet<_> = others.into_iter().chain([first]).collect();
+        assert_eq!(all.len(), 7);
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Missed {
 
     /// Whether an entry announces a window that was over by then. What cannot be read does not: the
     /// monitor says what is wrong with it.
-    fn has_announcement(&self, entry: &Entry) -> bool {
+    fn is_none_of_ours(&self, entry: &Entry) -> bool {
         let until = self.0.load(Ordering::Relaxed);
         if until == 0 || entry.source != Source::Windows {
             return false;
@@ -54,7 +54,7 @@ impl Missed {
 impl Delivery {
     /// Acknowledges the announcements of windows that are none of ours. Answers all other entries.
     pub(super) async fn skip_missed(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
-        let missed = entries.extract_if(.., |entry| self.missed.has_announcement(entry));
+        let missed = entries.extract_if(.., |entry| self.missed.is_none_of_ours(entry));
         let ids: Vec<StreamId> = missed.map(|entry| entry.id).collect();
         if !ids.is_empty() {
             tracing::info!(
@@ -89,10 +89,10 @@ mod tests {
             )
         };
         let over = entry(Source::Windows, &until("10:02:00"));
-        assert!(!missed.has_announcement(&over), "nothing is missed");
+        assert!(!missed.is_none_of_ours(&over), "nothing is missed");
         let missed_until = Timestamp::parse("2026-11-21T10:02:00Z").unwrap();
         missed.learn(&Created { how: Creation::New, missed_until });
-        assert!(missed.has_announcement(&over));
+        assert!(missed.is_none_of_ours(&over));
         for (source, payload) in [
             (Source::Windows, until("10:02:00.001")),
             // Its last slot goes on.
@@ -100,7 +100,7 @@ mod tests {
             (Source::Windows, "{}".to_owned()),
             (Source::Heartbeats, until("10:02:00")),
         ] {
-            assert!(!missed.has_announcement(&entry(source, &payload)), "{payload}");
+            assert!(!missed.is_none_of_ours(&entry(source, &payload)), "{payload}");
         }
     }
 }

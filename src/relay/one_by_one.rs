@@ -1,11 +1,13 @@
 //! Before an original monitor: one heartbeat at a time, and none again that it has confirmed.
 //!
-//! An original monitor reads its counters, changes them and writes them back, so that of two
-//! heartbeats which come together one is not counted; and it counts a heartbeat that comes again once
-//! more. So the deliveries of a relay stand in a line, in the order of the stream, and the relays of a
-//! group take turns: a turn is a key in Redis that a relay renews for each heartbeat of a batch. It ends
-//! after the last acknowledgement, or runs out within seconds when its relay is killed. And a relay remembers what the monitor has confirmed, so that a
-//! Redis which is emptied, and which the senders fill again, makes nothing count twice.
+//! An original monitor reads its counters, changes them and writes them back. Of two heartbeats that
+//! come together it does not count one. So the deliveries of a relay stand in a line, in the order of
+//! the stream, and the relays of a group take turns. A turn is a key in Redis that a relay renews for
+//! each heartbeat of a batch. It ends after the last acknowledgement; it runs out when its relay is
+//! killed, or when the monitor did not answer in time and may be at work on the heartbeat still.
+//!
+//! It counts a heartbeat that comes again once more. So a relay remembers what the monitor has
+//! confirmed: a Redis that is emptied, and that the senders fill again, makes nothing count twice.
 //!
 //! What no relay can know: one that is killed between the answer and the acknowledgement leaves a
 //! heartbeat that another sends again, and so does a monitor that takes a heartbeat and does not answer
@@ -44,6 +46,7 @@ const MOST_CONFIRMED: usize = 65_536;
 pub struct OneByOne {
     /// This process among all relays.
     process: String,
+    http_timeout: Duration,
     turn: Duration,
     line: Mutex<Line>,
     moved: watch::Sender<()>,
@@ -81,6 +84,7 @@ impl OneByOne {
     pub fn new(http_timeout: Duration) -> Self {
         Self {
             process: Uuid::new_v4().to_string(),
+            http_timeout,
             turn: http_timeout + MARGIN,
             line: Mutex::default(),
             moved: watch::Sender::default(),
@@ -180,13 +184,21 @@ impl Delivery {
             () = self.shutdown.cancelled() => return vec![job],
         };
         let mut singles = job.singles().into_iter();
-        let mut left = Vec::new();
+        let (mut left, mut is_unanswered) = (Vec::new(), false);
         while left.is_empty()
             && let Some(single) = singles.next()
         {
+            let began = Instant::now();
             left = self.attempt_in_turn(single).await;
+            is_unanswered = !left.is_empty() && began.elapsed() >= self.one_by_one.http_timeout;
         }
-        self.one_by_one.end_turn(&self.group).await;
+        if is_unanswered {
+            // The monitor may be at work on it still, and would lose a count beside another: the turn
+            // runs out, and nobody sends meanwhile.
+            shutdown::sleep(self.one_by_one.turn, &self.shutdown).await;
+        } else if !self.shutdown.is_cancelled() {
+            self.one_by_one.end_turn(&self.group).await;
+        }
         left.extend(Job::together(singles));
         left
     }

@@ -110,7 +110,7 @@ pub async fn destroy(link: &Link, stream: &StreamName, group: &str) -> Result<()
     for source in Source::ALL {
         commands.cmd("XGROUP").arg(&["DESTROY", stream.key(source), group]).ignore();
     }
-    for key in [stream.watermarks(), stream.groups(), stream.once()] {
+    for key in [stream.watermarks(), stream.groups(), stream.repeats()] {
         commands.cmd("HDEL").arg(key).arg(group).ignore();
     }
     commands.cmd("DEL").arg(stream.suspects(group)).arg(stream.told(group)).ignore();

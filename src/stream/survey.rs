@@ -97,7 +97,8 @@ return {identity, now, watermark, states, suspects, redis.call('XLEN', KEYS[6]),
 ";
 
 /// Notes that a sender is here, and which Redis it has seen to. Answers the smallest watermark that
-/// any group has published, or -1; and of how many groups the monitor counts again what comes again.
+/// any group has published, or -1; and of how many groups the monitor counts again what comes again,
+/// as their relays have said within an hour.
 const OBSERVE: &str = r"
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[3] .. ' ' .. string.format('%.0f', now) .. ' ' .. ARGV[4])
 local watermark = -1
@@ -105,7 +106,11 @@ for _, published in ipairs(redis.call('HVALS', KEYS[2])) do
   local millis = tonumber(published)
   if millis and (watermark < 0 or millis < watermark) then watermark = millis end
 end
-return {identity, now, watermark, redis.call('HLEN', KEYS[4])}
+local again = 0
+for _, seconds in ipairs(redis.call('HVALS', KEYS[4])) do
+  if now / 1000 - tonumber(seconds) < 3600 then again = again + 1 end
+end
+return {identity, now, watermark, again}
 ";
 
 /// Other groups that hold back entries which are older than a day, and none of whose consumers
@@ -262,7 +267,7 @@ impl Producer {
         let mut command = cmd("EVAL");
         command.arg(format!("{IDENTIFY}{OBSERVE}")).arg(4);
         command.arg(&[self.stream.epoch(), self.stream.watermarks(), self.stream.senders()]);
-        command.arg(self.stream.once());
+        command.arg(self.stream.repeats());
         command.arg(new_epoch()).arg(format!("{service}/{process}")).arg(seen_to);
         // Up, so that the instant is not before the entries of its own millisecond.
         command.arg(done_at.micros().max(0) / 1_000 + i64::from(done_at.micros() > 0));

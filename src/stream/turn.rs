@@ -28,6 +28,11 @@ redis.call('DEL', KEYS[1])
 return redis.call('EXISTS', KEYS[2])
 ";
 
+/// Notes by Redis' clock, in seconds, when a group last had a monitor that counts repeats.
+const NOTE: &str = r"
+return redis.call('HSET', KEYS[1], ARGV[1], redis.call('TIME')[1])
+";
+
 /// How long it is noted that somebody wants a turn: longer than it takes to ask again.
 const WANTED_MS: u32 = 200;
 
@@ -67,10 +72,11 @@ impl Group {
     /// # Errors
     /// As for [`Group::take_turn`].
     pub async fn publish_repeats(&self, repeats: Repeats) -> Result<(), StreamError> {
-        let key = self.stream.once();
+        let key = self.stream.repeats();
         match repeats {
             Repeats::CountedAgain => {
-                self.writer.query(cmd("HSET").arg(key).arg(&self.name).arg(1)).await
+                let mut command = cmd("EVAL");
+                self.writer.query(command.arg(NOTE).arg(1).arg(key).arg(&self.name)).await
             }
             Repeats::CountedOnce => self.writer.query(cmd("HDEL").arg(key).arg(&self.name)).await,
         }

@@ -1,18 +1,15 @@
 //! Taking over the ledger of the first system's monitor, and starting beside what lies in the stream.
 
 use std::fmt::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use heartbeat::clock;
 use heartbeat::monitor::window::{Counts, WindowStatus};
 use heartbeat::monitor::{Monitor, counting, ingest, latest_windows, pipeline, sweep};
-use heartbeat::wire::{Announcement, Heartbeat, Window};
+use heartbeat::wire::{Heartbeat, Window};
 use sqlx::{AssertSqlSafe, MySqlPool, Row};
-use uuid::Uuid;
 
-use crate::support::{
-    Ground, Process, answer, at, entry_id, eventually, get, heartbeat, pool, report, run, window,
-};
+use crate::support::{Ground, at, entry_id, heartbeat, pool, report, run, window};
 
 /// The tables as the first system's monitor makes them.
 const TABLES: &str = "
@@ -369,46 +366,62 @@ async fn what_is_no_first_ledger_is_refused_before_anything_is_changed() {
     contains(&err, &["--adopt-from is for the monitor database"]);
 }
 
-/// A monitor on a ground where windows of the stream are open and over.
-async fn with_open_windows() -> (Ground, Process, String) {
+/// Whoever changes over starts one part after the other, and takes the time that it takes.
+#[tokio::test]
+async fn what_was_open_waits_for_the_first_report_and_not_for_ever() {
     let ground = Ground::new().await;
-    let window = window("payments-a", 2);
-    let stream_id = Some(entry_id(window.from()));
-    let announcement = Announcement { window, announced_at: None, stream_id };
-    let uuid: Uuid = announcement.window.uuid;
-    ingest::announce(&ground.monitor().await, vec![announcement], at(crate::support::START))
-        .await
-        .unwrap();
-    let monitor = Process::monitor(&ground, &["--sweep-interval", "100ms"]).await;
-    let url = monitor.url(&format!("/api/monitor/windows/{uuid}"));
-    (ground, monitor, url)
+    let old = Old::new(&ground).await;
+    let window = window("payments-a", 3);
+    old.put(&window, "OPEN", &[("OK", 0)]).await;
+    taken_over(&ground).await;
+    let monitor = ground.monitor().await;
+    let long_after = window.ends_at().plus(Duration::from_mins(5));
+    pipeline::watch_once(&monitor, long_after).await.unwrap();
+    assert_eq!(sweep::sweep_all(&monitor, long_after).await.unwrap(), 0);
+    let swept = sweep::sweep_on_request(&monitor, long_after).await.unwrap();
+    assert!(swept.closed.is_empty() && swept.held.len() == 1, "{swept:?}");
+    assert!(swept.held[0].1.contains("no relay has reported"), "{swept:?}");
+
+    // The rest lay in the stream, and is delivered before the relay says so.
+    let rest = [1, 2].map(|slot| Heartbeat {
+        stream_id: Some(entry_id(window.due(slot))),
+        ..heartbeat(&window, slot)
+    });
+    ingest::ingest(&monitor, rest.to_vec(), long_after).await.unwrap();
+    pipeline::accept(&monitor, report(long_after), long_after).await.unwrap();
+    assert_eq!(sweep::sweep_all(&monitor, long_after).await.unwrap(), 1);
+    assert_eq!(counts(&monitor, &window).await.0, WindowStatus::Closed);
+    assert_eq!(number(&monitor, "SELECT COUNT(*) FROM awaited_report").await, 0);
 }
 
-async fn is_closed(url: &str) -> bool {
-    answer(get(url).await.unwrap()).await.1["closed_at"].is_string()
-}
-
+/// Where relays report already, their watermark says what is delivered.
 #[tokio::test]
-async fn the_first_sweep_waits_for_the_first_report() {
-    let (_ground, monitor, url) = with_open_windows().await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(!is_closed(&url).await);
-    let started = Instant::now();
-    let body = serde_json::to_string(&report(clock::now())).unwrap();
-    let client = heartbeat::http::client(Duration::from_secs(10)).unwrap();
-    let post = client.post(monitor.url("/api/monitor/pipeline")).body(body);
-    assert!(post.send().await.unwrap().status().is_success());
-    eventually("it closes", async || is_closed(&url).await.then_some(())).await;
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+async fn no_first_report_is_awaited_where_relays_report() {
+    let ground = Ground::new().await;
+    let old = Old::new(&ground).await;
+    old.put(&window("payments-a", 3), "OPEN", &[("OK", 0)]).await;
+    let monitor = ground.monitor().await;
+    let now = at(crate::support::START);
+    pipeline::accept(&monitor, report(now), now).await.unwrap();
+    taken_over(&ground).await;
+    assert_eq!(number(&monitor, "SELECT COUNT(*) FROM awaited_report").await, 0);
 }
 
+/// No relay comes: nothing is known of what was sent, so that nobody is alerted about its service.
 #[tokio::test]
-async fn the_first_sweep_waits_for_a_report_no_longer_than_for_a_stalled_relay() {
-    let started = Instant::now();
-    let (_ground, _monitor, url) = with_open_windows().await;
-    eventually("it closes", async || is_closed(&url).await.then_some(())).await;
-    assert!(started.elapsed() >= pipeline::STALLED_AFTER, "{:?}", started.elapsed());
-    let (_ground, monitor, _) = with_open_windows().await;
-    let (status, took) = monitor.terminate().await;
-    assert!(status.success() && took < Duration::from_secs(4), "{status} {took:?}");
+async fn what_no_relay_ever_reports_of_is_unobserved() {
+    let ground = Ground::new().await;
+    let old = Old::new(&ground).await;
+    let window = window("payments-a", 3);
+    old.put(&window, "OPEN", &[("OK", 0)]).await;
+    taken_over(&ground).await;
+    let monitor = ground.monitor().await;
+    let mut now = window.ends_at().plus(Duration::from_mins(1));
+    for _ in 0..150 {
+        pipeline::watch_once(&monitor, now).await.unwrap();
+        now = now.plus(Duration::from_secs(5));
+    }
+    assert_eq!(sweep::sweep_all(&monitor, now).await.unwrap(), 1);
+    let (status, counts, _) = counts(&monitor, &window).await;
+    assert_eq!((status, counts.missing, counts.unobserved), (WindowStatus::Alert, 2, 2));
 }

@@ -96,6 +96,7 @@ async fn no_address_is_repeated_whatever_is_wrong() {
         (&["relay", "--redis=redis://:topsecret@h"], &[], "unexpected argument '--redis'"),
         (&["relay", "--batch-size=redis://:topsecret@h"], &[], "invalid value '***'"),
         (&["redis://:topsecret@h"], &[], "unrecognized subcommand '***'"),
+        (&["relay"], &[("LISTEN", "redis://:topsecret@h")], "invalid value '***'"),
     ])
     .await;
     for role in ["relay", "monitor", "payments", "explain", "healthcheck", "forget-group"] {
@@ -124,6 +125,7 @@ async fn a_variable_that_is_empty_is_not_set_and_one_that_is_wrong_is_named() {
         (&["monitor"], &[database, ("GRACE", "2")], "environment variable GRACE"),
         (&["monitor"], &[("DATABASE_URL", "db")], "environment variable DATABASE_URL"),
         (&["relay"], &[("BATCH_SIZE", "0")], "environment variable BATCH_SIZE"),
+        (&["--log-level", "info", "relay"], &[("LEASE", "0")], "environment variable LEASE"),
     ])
     .await;
     let (_, _, err) = run(&["monitor", "--grace", "2"], &[database, ("GRACE", "5s")]).await;

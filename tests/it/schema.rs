@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, MySqlPool, Row};
 use uuid::Uuid;
 
 use crate::first_system::tables;
-use crate::support::{Ground, pool, run, shared};
+use crate::support::{Ground, eventually, pool, run, shared};
 
 /// The window of the first senders' rows.
 const FIRST_WINDOW: &str = "6f1c1f0e-5f0c-4f43-9a55-0d2b1f2a7f10";
@@ -136,18 +136,23 @@ async fn the_first_senders_tables_are_adopted_while_they_go_on_sending() {
             let senders: Vec<_> = (0..2)
                 .map(|_| tokio::spawn(go_on_sending(before.clone(), stopped.clone())))
                 .collect();
+            let rows = async || {
+                let rows = "SELECT COUNT(*) FROM report_audit";
+                sqlx::query_scalar::<_, i64>(rows).fetch_one(&before).await.unwrap()
+            };
+            let more_than = async |least: i64| {
+                let more = async || (rows().await > least).then_some(());
+                eventually("they go on sending", more).await;
+            };
+            more_than(5).await;
             let payments = ground.payments("payments-a").await;
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            more_than(rows().await + 5).await;
             stop.send_replace(true);
             let mut written = 1;
             for sender in senders {
                 written += sender.await.unwrap();
             }
-            let rows: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM report_audit")
-                .fetch_one(&before)
-                .await
-                .unwrap();
-            assert_eq!(rows, written, "{collation}");
+            assert_eq!(rows().await, written, "{collation}");
             its_window_is_as_it_was(&payments.pool, collation).await;
         }
     }
@@ -225,6 +230,13 @@ async fn what_is_not_ours_is_left_as_it_is() {
         ("monitor", tables::MONITOR, &["first system's monitor", "--adopt-from"][..]),
         ("monitor", "CREATE TABLE retention (id INT)", &["retention that is not heartbeat's"]),
         ("payments", "CREATE VIEW stream_identities AS SELECT 1", &["stream_identities"]),
+        ("payments", "CREATE TABLE report_audit (id INT)", &["no column window_uuid", "empty"]),
+        ("payments", "CREATE VIEW report_windows AS SELECT 1", &["report_windows is a view"]),
+        (
+            "payments",
+            "CREATE TABLE report_windows (id INT) ENGINE = MyISAM",
+            &["kept by MyISAM", "ENGINE = InnoDB"],
+        ),
     ];
     for (schema, tables, said) in cases {
         let ground = Ground::new().await;
@@ -279,6 +291,29 @@ async fn a_name_that_is_taken_is_said_again_and_again() {
     let (code, _, err) = run(&["migrate", "payments"], &environment).await;
     assert_eq!(code, 0, "{err}");
     its_window_is_as_it_was(&before, "renamed").await;
+}
+
+/// The same where a statement leaves one thing only, so that its name is all that could be seen of it.
+#[tokio::test]
+async fn a_key_of_others_is_not_taken_for_what_a_statement_left() {
+    let ground = Ground::new().await;
+    let monitor = ground.monitor().await;
+    let last = "DELETE FROM _sqlx_migrations WHERE version >= 8";
+    let strange = "ALTER TABLE windows DROP KEY windows_with_events, \
+        ADD KEY windows_with_events (service_name)";
+    for statement in [last, "DROP TABLE awaited_report", strange] {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&monitor.pool).await.unwrap();
+    }
+    let environment = [("DATABASE_URL", ground.monitor_url.as_str())];
+    for _ in 0..2 {
+        let (code, _, err) = run(&["migrate", "monitor"], &environment).await;
+        assert_eq!(code, 1);
+        assert!(err.contains("'windows_with_events'") && err.contains("rename"), "{err}");
+    }
+    let drop = "ALTER TABLE windows DROP KEY windows_with_events";
+    sqlx::raw_sql(drop).execute(&monitor.pool).await.unwrap();
+    let (code, _, err) = run(&["migrate", "monitor"], &environment).await;
+    assert_eq!(code, 0, "{err}");
 }
 
 /// Somebody else's table that refers to ours is somebody else's to change.

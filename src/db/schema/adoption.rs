@@ -1,16 +1,43 @@
 //! What may be in a database before we are: the first system's tables, and those of strangers.
 
-use std::collections::BTreeSet;
-
 use anyhow::bail;
 use sqlx::Row;
+use sqlx::mysql::MySqlRow;
 
-use super::Pending;
 use super::statements::{Statement, Thing};
+use super::{Pending, is_there};
 use crate::db::{Connection, Error};
 
-/// Tables of the first system's senders, which become ours with their data.
-const ADOPTED: [&str; 2] = ["report_windows", "report_audit"];
+/// Tables of the first system's senders, which become ours with their data, and the columns that these
+/// write.
+const ADOPTED: [(&str, &[&str]); 2] = [
+    (
+        "report_windows",
+        &[
+            "window_uuid",
+            "service",
+            "window_from",
+            "window_to",
+            "error_status_generado",
+            "error_status_no_reportado",
+            "created_at",
+        ],
+    ),
+    (
+        "report_audit",
+        &[
+            "id",
+            "window_uuid",
+            "service",
+            "status",
+            "window_from",
+            "window_to",
+            "timestamp",
+            "sent_to_queue",
+            "created_at",
+        ],
+    ),
+];
 /// Tables of the first system's monitor. In our schema they are views.
 const FIRST_LEDGER: [&str; 2] = ["monitoring_windows", "heartbeat_events"];
 
@@ -26,14 +53,12 @@ pub(super) async fn refuse_strangers(
     for version in pending {
         for thing in version.statements.iter().filter_map(Statement::makes) {
             let (Thing::Table(name) | Thing::View(name)) = &thing else { continue };
-            let is_ours = |is_view: bool| matches!(thing, Thing::View(_)) == is_view;
-            let found = present.iter().find(|(table, _)| table == name);
-            let Some((_, is_view)) =
-                found.filter(|(_, is_view)| !version.is_begun || !is_ours(*is_view))
-            else {
+            let Some(found) = present.iter().find(|table| table.name == *name) else { continue };
+            let is_same = found.is_view() == matches!(thing, Thing::View(_));
+            if version.is_begun && is_same {
                 continue;
-            };
-            if !is_view && FIRST_LEDGER.contains(&name.as_str()) {
+            }
+            if !found.is_view() && FIRST_LEDGER.contains(&name.as_str()) {
                 bail!(
                     "it holds the table {name} of the first system's monitor, and was left as it is: \
                      take an empty database, and take its ledger over with `heartbeat migrate monitor \
@@ -44,26 +69,74 @@ pub(super) async fn refuse_strangers(
                 "it holds a table or view {name} that is not heartbeat's: take an empty database"
             );
         }
+        if version.statements.iter().any(adopts_first_tables) {
+            for table in &present {
+                check_adopted(connection, table).await?;
+            }
+        }
     }
     Ok(())
 }
 
-/// The tables and views of the database, and which of them are views.
-async fn tables(connection: &mut Connection) -> Result<BTreeSet<(String, bool)>, Error> {
+/// Whether a statement takes the first senders' tables for its own if they are there.
+fn adopts_first_tables(statement: &Statement) -> bool {
+    let begins =
+        |table| statement.text().starts_with(&format!("CREATE TABLE IF NOT EXISTS {table} "));
+    ADOPTED.iter().any(|(table, _)| begins(table))
+}
+
+/// Refuses a table that has the name of one of the first senders' and is another.
+async fn check_adopted(connection: &mut Connection, table: &Table) -> anyhow::Result<()> {
+    let name = &table.name;
+    let Some((_, columns)) = ADOPTED.iter().find(|(adopted, _)| adopted == name) else {
+        return Ok(());
+    };
+    let Some(engine) = &table.engine else {
+        bail!("its {name} is a view and not the first system's table: take an empty database");
+    };
+    if engine != "InnoDB" {
+        bail!(
+            "its table {name} is kept by {engine}, which loses what is half written: give `ALTER TABLE \
+             {name} ENGINE = InnoDB`, and run `heartbeat migrate payments` again"
+        );
+    }
+    for column in *columns {
+        let wanted = Thing::Column(name.clone(), (*column).to_owned());
+        if !is_there(connection, &[wanted]).await? {
+            bail!(
+                "its table {name} is not the first system's, because it has no column {column}: take an \
+                 empty database"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A table or a view.
+struct Table {
+    name: String,
+    /// What keeps its rows; none of a view.
+    engine: Option<String>,
+}
+
+impl Table {
+    const fn is_view(&self) -> bool {
+        self.engine.is_none()
+    }
+}
+
+/// The tables and views of the database.
+async fn tables(connection: &mut Connection) -> Result<Vec<Table>, Error> {
     let rows = sqlx::query(
-        "SELECT CAST(TABLE_NAME AS CHAR) AS name, TABLE_TYPE <> 'BASE TABLE' AS is_view \
+        "SELECT CAST(TABLE_NAME AS CHAR) AS name, \
+         IF(TABLE_TYPE = 'BASE TABLE', CAST(ENGINE AS CHAR), NULL) AS engine \
          FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()",
     )
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get("name")?, row.try_get("is_view")?))).collect()
-}
-
-/// A foreign key.
-struct ForeignKey {
-    name: String,
-    table: String,
-    refers_to: String,
+    let table =
+        |row: &MySqlRow| Ok(Table { name: row.try_get("name")?, engine: row.try_get("engine")? });
+    rows.iter().map(table).collect()
 }
 
 /// What must be done before some statements: no column changes its type while it is in a foreign key,
@@ -81,7 +154,7 @@ pub(super) async fn before(
     }
     let mut drops = Vec::new();
     for ForeignKey { name, table, refers_to } in foreign_keys(connection).await? {
-        if ![&table, &refers_to].iter().all(|table| ADOPTED.contains(&table.as_str())) {
+        if ![&table, &refers_to].iter().all(|table| is_adopted(table)) {
             bail!(
                 "the foreign key {name} of table {table} refers to table {refers_to}, so that its \
                  columns cannot become what heartbeat needs: drop that foreign key, and run `heartbeat \
@@ -94,10 +167,21 @@ pub(super) async fn before(
     Ok(drops)
 }
 
+fn is_adopted(name: &str) -> bool {
+    ADOPTED.iter().any(|(table, _)| *table == name)
+}
+
 /// Whether a statement changes columns that the first senders' program may have tied together.
 fn changes_first_columns(statement: &Statement) -> bool {
     let begins = |table| statement.text().starts_with(&format!("ALTER TABLE {table}\n"));
-    ADOPTED.iter().any(begins) && statement.text().contains("MODIFY ")
+    ADOPTED.iter().any(|(table, _)| begins(table)) && statement.text().contains("MODIFY ")
+}
+
+/// A foreign key.
+struct ForeignKey {
+    name: String,
+    table: String,
+    refers_to: String,
 }
 
 /// The foreign keys of and to the first senders' tables.
@@ -109,10 +193,10 @@ async fn foreign_keys(connection: &mut Connection) -> Result<Vec<ForeignKey>, Er
          AND REFERENCED_TABLE_NAME IS NOT NULL AND (TABLE_NAME IN (?, ?) \
          OR REFERENCED_TABLE_NAME IN (?, ?))",
     )
-    .bind(ADOPTED[0])
-    .bind(ADOPTED[1])
-    .bind(ADOPTED[0])
-    .bind(ADOPTED[1])
+    .bind(ADOPTED[0].0)
+    .bind(ADOPTED[1].0)
+    .bind(ADOPTED[0].0)
+    .bind(ADOPTED[1].0)
     .fetch_all(connection)
     .await?;
     let keys = rows.iter().map(|row| {

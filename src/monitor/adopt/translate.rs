@@ -23,8 +23,8 @@ pub(super) struct Told {
     pub(super) window: Window,
     /// Where it stands there.
     pub(super) status: WindowStatus,
-    /// Whether heartbeats were counted for it there.
-    pub(super) has_received: bool,
+    /// How many heartbeats were counted for it there.
+    pub(super) received: u64,
     created_at: Timestamp,
     updated_at: Timestamp,
     closed_at: Timestamp,
@@ -67,7 +67,7 @@ impl Told {
         Ok(Self {
             row: row.id,
             status,
-            has_received: row.received_reports.is_some_and(|received| received > 0.0),
+            received: count(row.received_reports),
             created_at,
             updated_at: updated_at.unwrap_or(changed_at),
             closed_at,
@@ -85,6 +85,12 @@ impl Told {
             end: (self.status != WindowStatus::Open).then_some(end),
         }
     }
+}
+
+/// A count as the old ledger keeps it; what is none counts as nothing.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+fn count(number: Option<f64>) -> u64 {
+    number.map_or(0, |number| number as u64)
 }
 
 /// What a row says of a heartbeat of a window; none for one that is missing.

@@ -65,7 +65,7 @@ impl FirstTables {
         }
     }
 
-    /// The names of the columns that hold rates with the precision of a FLOAT.
+    /// Whether a column holds its numbers with the precision of a FLOAT.
     fn is_float(&self, column: &str) -> bool {
         self.data_type(WINDOWS, column) == Some("float")
     }
@@ -98,6 +98,13 @@ pub(in crate::monitor) struct FirstEvent {
     pub(in crate::monitor) report_timestamp: Option<String>,
     pub(in crate::monitor) error_message: Option<String>,
     pub(in crate::monitor) created_at: Option<String>,
+}
+
+impl FirstEvent {
+    /// Whether it says that nothing arrived.
+    pub(in crate::monitor) fn is_missing(&self) -> bool {
+        self.status.as_deref().is_some_and(|status| status.trim().eq_ignore_ascii_case("MISSING"))
+    }
 }
 
 /// What a database has under the names of the first system's tables.

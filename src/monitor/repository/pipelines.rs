@@ -11,6 +11,7 @@ use sqlx::{MySql, MySqlPool, Row};
 use super::chunks;
 use super::conditions::end;
 use crate::db;
+use crate::monitor::closing::NOTHING_DELIVERED;
 use crate::monitor::pipeline::Condition;
 use crate::monitor::watermark::Progress;
 use crate::wire::{DeadLetterReport, PipelineReport, Timestamp};
@@ -67,15 +68,18 @@ async fn uptime(connection: &mut db::Connection) -> Result<i64, db::Error> {
     Ok(running_us.unwrap_or(0))
 }
 
-/// The smallest watermark, if there is any, and for how long monitors have been running, in
+/// The smallest watermark, if there is any, or long ago while the first report is
+/// [awaited](await_report); and for how long monitors have been running, in
 /// microseconds.
 pub(in crate::monitor) async fn low_watermark(
     connection: &mut db::Connection,
 ) -> Result<(Option<Timestamp>, i64), db::Error> {
     let row = sqlx::query(
-        "SELECT (SELECT MIN(watermark) FROM pipelines) AS watermark, \
+        "SELECT COALESCE((SELECT MIN(watermark) FROM pipelines), \
+         (SELECT CAST(? AS DATETIME(6)) FROM awaited_report)) AS watermark, \
          (SELECT running_us FROM monitor_uptime WHERE id = 1) AS running_us",
     )
+    .bind(DateTime::<Utc>::from(NOTHING_DELIVERED))
     .fetch_one(connection)
     .await?;
     let watermark: Option<DateTime<Utc>> = row.try_get("watermark")?;
@@ -83,17 +87,24 @@ pub(in crate::monitor) async fn low_watermark(
     Ok((watermark.map(Timestamp::from), running_us.unwrap_or(0)))
 }
 
-/// Whether no relay has ever reported, and windows of the stream are open.
-pub(in crate::monitor) async fn waits_for_first_report(
-    pool: &MySqlPool,
-) -> Result<bool, db::Error> {
-    let waits: i64 = sqlx::query_scalar(
-        "SELECT NOT EXISTS (SELECT 1 FROM pipelines) AND EXISTS \
-         (SELECT 1 FROM windows WHERE status = 'OPEN' AND via_stream = TRUE)",
+/// Notes that windows of the stream were taken over, unless relays report already: nothing counts as
+/// delivered until one does.
+pub(in crate::monitor) async fn await_report(
+    connection: &mut db::Connection,
+) -> Result<(), db::Error> {
+    sqlx::query(
+        "INSERT INTO awaited_report (id) SELECT 1 FROM DUAL \
+         WHERE NOT EXISTS (SELECT 1 FROM pipelines) ON DUPLICATE KEY UPDATE id = VALUES(id)",
     )
-    .fetch_one(pool)
+    .execute(connection)
     .await?;
-    Ok(waits != 0)
+    Ok(())
+}
+
+/// Notes that no report is awaited any more.
+async fn await_no_report(connection: &mut db::Connection) -> Result<(), db::Error> {
+    sqlx::query("DELETE FROM awaited_report").execute(connection).await?;
+    Ok(())
 }
 
 /// What is known of a report's pipeline, locked for this transaction.
@@ -152,9 +163,9 @@ pub(in crate::monitor) async fn store_progress(
     .bind(running_us)
     .bind(&report.stream)
     .bind(&report.group)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    await_no_report(connection).await
 }
 
 /// Stores a report as its relay's last, and the dead letters that it tells of for good.
@@ -263,6 +274,7 @@ pub(in crate::monitor) async fn forget(
     db::transaction(pool, "forget a group", move |connection| {
         let (stream, group) = (stream.clone(), group.clone());
         Box::pin(async move {
+            await_no_report(connection).await?;
             let mut known = false;
             for statement in [
                 "DELETE FROM pipelines WHERE stream = ? AND consumer_group = ?",
