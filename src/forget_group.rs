@@ -61,8 +61,10 @@ pub async fn run(args: ForgetGroupArgs) -> anyhow::Result<()> {
     let activity = stream::activity(&link, name, group).await.context("looking for the group")?;
     match activity {
         Activity::Ago(ago) if ago < IN_USE => bail!(
-            "a consumer of {group} was at work {} s ago: stop its relays first",
-            ago.as_secs()
+            "a consumer of {group} asked for something {} s ago: stop its relays, and try again when \
+             the last has been gone for {} s",
+            ago.as_secs(),
+            IN_USE.as_secs()
         ),
         Activity::Unknown if args.monitor_url.is_none() => {
             bail!("stream {name} has no group {group}")

@@ -748,8 +748,8 @@ GUARDS = [
         "hand entries back",
         "stop cleanly",
         "src/relay/deliver.rs",
-        "self.give_back(&job).await,",
-        "self.held.release(job.source, &job.ids()),",
+        "self.give_back(&job).await;",
+        "self.held.release(job.source, &job.ids());",
         HAND_ON,
     ),
     Guard(

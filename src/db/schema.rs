@@ -111,8 +111,8 @@ impl Schema {
         };
         if let Some(Migration { version, .. }) = self.iter().find(is_other) {
             bail!(
-                "version {version} was made by another program: a database of one's own is needed \
-                 for each schema"
+                "its table {NOTES} notes version {version} of another program, or of heartbeat's other \
+                 schema: each needs a database of its own; nothing was changed"
             );
         }
         Ok(())
@@ -227,6 +227,7 @@ async fn apply_missing(
             perform(connection, step, false).await.map_err(|error| stopped((0, step), &error))?;
         }
         for (place, step) in statements.iter().enumerate() {
+            let step = &adoption::keeping_defaults(connection, step.clone()).await?;
             if refused == Some(place) {
                 note_refused(connection, migration, None).await?;
             }

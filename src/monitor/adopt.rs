@@ -135,6 +135,7 @@ pub async fn take_over(
         let rows = first.windows(after).await?;
         let (windows, last) = page(&rows, (tick, now), &mut summary);
         let Some(last) = last else { break };
+        refuse_another_tick(&windows, tick)?;
         take_over_page(first, pool, windows, &mut summary).await?;
         after = last;
         pages += 1;
@@ -144,6 +145,26 @@ pub async fn take_over(
     }
     first.reader.close().await;
     Ok(summary)
+}
+
+/// Refuses a tick that most windows of a page contradict: their heartbeats would share slots.
+fn refuse_another_tick(windows: &[Told], tick: Tick) -> anyhow::Result<()> {
+    let mut others = windows.iter().filter(|told| told.has_another_tick());
+    let count = others.clone().count();
+    if count * 2 <= windows.len() {
+        return Ok(());
+    }
+    let Some(told) = others.next() else { return Ok(()) };
+    let expected = told.expected.unwrap_or(0);
+    let length = told.window.from().until(told.window.to()).as_secs_f64();
+    bail!(
+        "most windows have another tick than {} s: window {} of {length} s expects {expected} heartbeats \
+         there, and would have {} slots; give their tick as --heartbeat-interval-seconds; these were \
+         not taken over",
+        tick.seconds(),
+        told.window.uuid,
+        told.window.slots(),
+    )
 }
 
 /// The windows of a page, and its last row.

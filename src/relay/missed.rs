@@ -20,10 +20,10 @@ impl Missed {
         match created.how {
             Creation::Found => (),
             Creation::New => {
-                tracing::info!("created the consumer group, which this Redis did not know");
+                tracing::info!("created the consumer group on the streams where it was missing");
                 if until > 0 {
                     let until = created.missed_until;
-                    tracing::info!(%until, "others have read before: windows over by then are skipped");
+                    tracing::info!(%until, "others have read heartbeats until then: announcements of windows that were over are skipped");
                 }
             }
             Creation::Again => tracing::warn!(

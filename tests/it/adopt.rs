@@ -236,9 +236,30 @@ async fn rows_of_no_use_are_named_and_harm_no_other() {
             "  monitoring_windows 5: status \"SHUT\"",
             "  monitoring_windows 6: window_from is null",
             "  monitoring_windows 7: window_from 2127-11-21T10:00:00Z lies in the future",
-            "  monitoring_windows 8: heartbeats are counted for it",
+            "  monitoring_windows 8: 2 heartbeats are counted for it, and heartbeat_events has 0",
         ],
     );
+}
+
+/// Heartbeats that share a slot are gone: a wrong tick must not be found out afterwards.
+#[tokio::test]
+async fn a_tick_that_contradicts_the_ledger_is_refused() {
+    let ground = Ground::new().await;
+    let old = Old::new(&ground).await;
+    for slots in [20, 30, 40] {
+        old.put(&window("payments-a", slots), "CLOSED", &[("OK", 0)]).await;
+    }
+    let environment = [
+        ("DATABASE_URL", ground.monitor_url.as_str()),
+        ("ADOPT_FROM", ground.payments_url.as_str()),
+    ];
+    let arguments = ["migrate", "monitor", "--heartbeat-interval-seconds", "60"];
+    let (code, _, err) = run(&arguments, &environment).await;
+    assert_eq!(code, 1);
+    contains(&err, &["another tick than 60 s", "--heartbeat-interval-seconds", "not taken over"]);
+    let monitor = ground.monitor().await;
+    assert_eq!(number(&monitor, "SELECT COUNT(*) FROM windows").await, 0);
+    contains(&taken_over(&ground).await, &["windows taken over: 3 "]);
 }
 
 #[tokio::test]

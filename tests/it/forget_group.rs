@@ -26,7 +26,10 @@ async fn a_deserted_group_is_forgotten_and_one_at_work_is_not() {
 
     let refusals: [(&[&str], &str); 4] = [
         (&["nobody", "--yes"], "has no group nobody"),
-        (&["monitor-queue-group", "--yes"], "stop its relays first"),
+        (
+            &["monitor-queue-group", "--yes"],
+            "stop its relays, and try again when the last has been gone for 60 s",
+        ),
         (&["auditors"], "add --yes"),
         (&["auditors", "--monitor-url", "http://127.0.0.1:9"], "--admin-token"),
     ];

@@ -174,6 +174,32 @@ async fn its_window_is_as_it_was(pool: &MySqlPool, collation: &str) {
     assert_eq!(row.get::<Option<i64>, _>(2), None);
 }
 
+/// A program of the first system that leaves it to the database to say when a row was created.
+#[tokio::test]
+async fn a_default_of_the_first_senders_stays() {
+    let ground = Ground::new().await;
+    let before = pool(&ground.payments_url).await;
+    first_window(&before).await;
+    for table in ["report_windows", "report_audit"] {
+        let default = format!(
+            "ALTER TABLE {table} MODIFY created_at DATETIME NOT NULL DEFAULT CURRENT_TIMESTAMP"
+        );
+        sqlx::raw_sql(AssertSqlSafe(default)).execute(&before).await.unwrap();
+    }
+    let payments = ground.payments("payments-a").await;
+    sqlx::raw_sql(
+        "INSERT INTO report_windows (window_uuid, service, window_from, window_to, \
+         error_status_generado, error_status_no_reportado) VALUES ('w', 'payments-b', \
+         '2026-11-21 10:00:00', '2026-11-21 10:02:30', 0.1, 0.2); \
+         INSERT INTO report_audit (window_uuid, service, status, window_from, window_to, timestamp, \
+         sent_to_queue) VALUES ('w', 'payments-b', 'ok', '2026-11-21 10:00:00', \
+         '2026-11-21 10:02:30', '2026-11-21 10:00:00', 1)",
+    )
+    .execute(&payments.pool)
+    .await
+    .unwrap();
+}
+
 #[tokio::test]
 async fn shares_that_were_never_float_stay_to_the_last_digit() {
     let ground = Ground::new().await;
@@ -230,7 +256,13 @@ async fn what_is_not_ours_is_left_as_it_is() {
         ("monitor", tables::MONITOR, &["first system's monitor", "--adopt-from"][..]),
         ("monitor", "CREATE TABLE retention (id INT)", &["retention that is not heartbeat's"]),
         ("payments", "CREATE VIEW stream_identities AS SELECT 1", &["stream_identities"]),
-        ("payments", "CREATE TABLE report_audit (id INT)", &["no column window_uuid", "empty"]),
+        (
+            "payments",
+            "CREATE TABLE report_audit (id INT)",
+            &["lacks window_uuid, service", "empty"],
+        ),
+        ("payments", tables::MONITOR, &["of the monitor", "the payments database?"]),
+        ("monitor", tables::PAYMENTS, &["of the senders", "the monitor database?"]),
         ("payments", "CREATE VIEW report_windows AS SELECT 1", &["report_windows is a view"]),
         (
             "payments",

@@ -38,6 +38,8 @@ const ADOPTED: [(&str, &[&str]); 2] = [
         ],
     ),
 ];
+/// The version that begins a schema.
+const FIRST: i64 = 1;
 /// Tables of the first system's monitor. In our schema they are views.
 const FIRST_LEDGER: [&str; 2] = ["monitoring_windows", "heartbeat_events"];
 
@@ -69,13 +71,37 @@ pub(super) async fn refuse_strangers(
                 "it holds a table or view {name} that is not heartbeat's: take an empty database"
             );
         }
-        if version.statements.iter().any(adopts_first_tables) {
+        let is_payments = version.statements.iter().any(adopts_first_tables);
+        if version.migration.version == FIRST {
+            refuse_other_schema(&present, is_payments)?;
+        }
+        if is_payments {
             for table in &present {
                 check_adopted(connection, table).await?;
             }
         }
     }
     Ok(())
+}
+
+/// Refuses a database in which the other schema lives, or the first system's other tables.
+fn refuse_other_schema(present: &[Table], is_payments: bool) -> anyhow::Result<()> {
+    let is_of_senders = |table: &&Table| is_adopted(&table.name);
+    let is_of_monitor = |table: &&Table| FIRST_LEDGER.contains(&table.name.as_str());
+    let (found, whose, word) = if is_payments {
+        (present.iter().find(is_of_monitor), "monitor", "payments")
+    } else {
+        (present.iter().find(is_of_senders), "senders", "monitor")
+    };
+    let Some(Table { name, .. }) = found else { return Ok(()) };
+    if !is_payments && present.iter().any(|table| is_of_monitor(&table)) {
+        // What is said of a first ledger leads further.
+        return Ok(());
+    }
+    bail!(
+        "it holds the table {name} of the {whose}, and was left as it is: is --database-url the address \
+         of the {word} database?"
+    )
 }
 
 /// Whether a statement takes the first senders' tables for its own if they are there.
@@ -100,14 +126,19 @@ async fn check_adopted(connection: &mut Connection, table: &Table) -> anyhow::Re
              {name} ENGINE = InnoDB`, and run `heartbeat migrate payments` again"
         );
     }
+    let mut lacking = Vec::new();
     for column in *columns {
         let wanted = Thing::Column(name.clone(), (*column).to_owned());
         if !is_there(connection, &[wanted]).await? {
-            bail!(
-                "its table {name} is not the first system's, because it has no column {column}: take an \
-                 empty database"
-            );
+            lacking.push(*column);
         }
+    }
+    if !lacking.is_empty() {
+        bail!(
+            "its table {name} is not as the first system's senders write it, because it lacks {}: add \
+             these columns, or take an empty database; nothing was changed",
+            lacking.join(", ")
+        );
     }
     Ok(())
 }
@@ -169,6 +200,38 @@ pub(super) async fn before(
 
 fn is_adopted(name: &str) -> bool {
     ADOPTED.iter().any(|(table, _)| *table == name)
+}
+
+/// A statement that keeps what a program of the first system may rely on: that the database itself says
+/// when a row was created.
+///
+/// # Errors
+/// When the database does not answer.
+pub(super) async fn keeping_defaults(
+    connection: &mut Connection,
+    statement: Statement,
+) -> Result<Statement, Error> {
+    if !changes_first_columns(&statement) {
+        return Ok(statement);
+    }
+    let defaults: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() \
+         AND TABLE_NAME = ? AND COLUMN_NAME = 'created_at' \
+         AND LOWER(COLUMN_DEFAULT) LIKE 'current_timestamp%'",
+    )
+    .bind(statement.table())
+    .fetch_one(connection)
+    .await?;
+    if defaults == 0 {
+        return Ok(statement);
+    }
+    let lines = statement.text().lines().map(|line| match line.strip_suffix(',') {
+        Some(part) if part.trim_start().starts_with("MODIFY created_at ") => {
+            format!("{part} DEFAULT CURRENT_TIMESTAMP(6),")
+        }
+        _ => line.to_owned(),
+    });
+    Ok(Statement(lines.collect::<Vec<_>>().join("\n")))
 }
 
 /// Whether a statement changes columns that the first senders' program may have tied together.

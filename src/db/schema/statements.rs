@@ -39,6 +39,11 @@ impl Statement {
         self.words().take(3).collect::<Vec<_>>().join(" ")
     }
 
+    /// The table that it is about, where its third word is one.
+    pub(super) fn table(&self) -> &str {
+        self.words().nth(2).unwrap_or_default()
+    }
+
     /// The table or view that it makes, unless it takes one for its own that is there already.
     pub(super) fn makes(&self) -> Option<Thing> {
         let words: Vec<&str> = self.words().take(4).collect();

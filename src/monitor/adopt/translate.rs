@@ -23,6 +23,8 @@ pub(super) struct Told {
     pub(super) window: Window,
     /// Where it stands there.
     pub(super) status: WindowStatus,
+    /// How many heartbeats it expects there; none if the row does not say.
+    pub(super) expected: Option<u64>,
     /// How many heartbeats were counted for it there.
     pub(super) received: u64,
     created_at: Timestamp,
@@ -31,6 +33,13 @@ pub(super) struct Told {
 }
 
 impl Told {
+    /// Whether the tick does not fit what the window expects there: the first system may expect one
+    /// heartbeat more.
+    pub(super) fn has_another_tick(&self) -> bool {
+        let slots = u64::from(self.window.slots());
+        self.expected.is_some_and(|expected| expected != slots && expected != slots + 1)
+    }
+
     /// Reads a row. A window's slots follow each other by `tick`, because the row does not say.
     ///
     /// # Errors
@@ -67,6 +76,7 @@ impl Told {
         Ok(Self {
             row: row.id,
             status,
+            expected: row.expected_reports.map(|expected| count(Some(expected))),
             received: count(row.received_reports),
             created_at,
             updated_at: updated_at.unwrap_or(changed_at),
@@ -197,6 +207,7 @@ mod tests {
             status: text("CLOSED"),
             window_from: text("2026-11-21 10:00:00"),
             window_to: text("2026-11-21 10:00:30"),
+            expected_reports: Some(4.0),
             received_reports: Some(4.0),
             error_status_generado: Some(0.2623),
             error_status_no_reportado: None,

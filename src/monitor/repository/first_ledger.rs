@@ -80,6 +80,7 @@ pub(in crate::monitor) struct FirstWindow {
     pub(in crate::monitor) status: Option<String>,
     pub(in crate::monitor) window_from: Option<String>,
     pub(in crate::monitor) window_to: Option<String>,
+    pub(in crate::monitor) expected_reports: Option<f64>,
     pub(in crate::monitor) received_reports: Option<f64>,
     pub(in crate::monitor) error_status_generado: Option<f64>,
     pub(in crate::monitor) error_status_no_reportado: Option<f64>,
@@ -143,7 +144,12 @@ pub(in crate::monitor) async fn first_windows(
     limit: u32,
 ) -> Result<Vec<FirstWindow>, db::Error> {
     let texts = WINDOW_COLUMNS[1..].iter().chain(&["created_at", "updated_at", "closed_at"]);
-    let numbers = ["received_reports", "error_status_generado", "error_status_no_reportado"];
+    let numbers = [
+        "expected_reports",
+        "received_reports",
+        "error_status_generado",
+        "error_status_no_reportado",
+    ];
     let columns: Vec<String> = texts
         .map(|column| tables.text(WINDOWS, column))
         .chain(numbers.map(|column| tables.number(WINDOWS, column)))
@@ -169,6 +175,7 @@ fn first_window(row: &MySqlRow, tables: &FirstTables) -> Result<FirstWindow, db:
         status: row.try_get("status")?,
         window_from: row.try_get("window_from")?,
         window_to: row.try_get("window_to")?,
+        expected_reports: row.try_get("expected_reports")?,
         received_reports: row.try_get("received_reports")?,
         error_status_generado: rate("error_status_generado")?,
         error_status_no_reportado: rate("error_status_no_reportado")?,
