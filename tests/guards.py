@@ -129,8 +129,8 @@ GUARDS = [
         "a foreign key goes before its columns change",
         "broken migrations",
         "src/db/schema.rs",
-        "        for step in &first {",
-        "        for step in first.iter().take(0) {",
+        "    for step in &before {",
+        "    for step in before.iter().take(0) {",
         "it schema::the_first_senders_tables_are_adopted_while_they_go_on_sending",
     ),
     # 2. An abandoned read of Redis takes messages along.

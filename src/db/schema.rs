@@ -5,11 +5,9 @@
 //! statements. A version that was begun is therefore begun again, from its first statement: one that
 //! the database refuses because it was done before counts as done, once everything that it leaves is
 //! found there. No schema is ever left that only a backup mends.
-//!
-//! What is done is noted in the table of the driver's own migrations, which older versions of this
-//! program wrote, and go on reading.
 
 mod adoption;
+mod notes;
 mod statements;
 
 use std::collections::BTreeMap;
@@ -17,9 +15,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use sqlx::migrate::{Migrate, Migration, Migrator};
-use sqlx::{AssertSqlSafe, MySqlPool, Row};
+use sqlx::migrate::{Migration, Migrator};
+use sqlx::{AssertSqlSafe, MySqlPool};
 
+use self::notes::{NOTES, Noted};
 use self::statements::{Statement, Thing, statements};
 use super::{Class, Connection, Error};
 
@@ -30,12 +29,6 @@ pub static PAYMENTS_SCHEMA: LazyLock<Schema> =
 pub static MONITOR_SCHEMA: LazyLock<Schema> =
     LazyLock::new(|| Schema::new(sqlx::migrate!("migrations/monitor")));
 
-/// Where it is noted what was done.
-const NOTES: &str = "_sqlx_migrations";
-/// The time that a version has taken which is begun, as the driver notes it.
-const BEGUN: i64 = -1;
-/// The same where its first statement was refused; one less for each statement further on.
-const REFUSED: i64 = -2;
 /// How long to wait for another process that changes the schema, in seconds.
 const PATIENCE_SECONDS: u32 = 60;
 /// How long a statement waits for those who use its table. Whoever comes after it waits as well.
@@ -66,16 +59,11 @@ pub struct Schema {
 struct Pending<'s> {
     migration: &'s Migration,
     statements: Vec<Statement>,
+    /// What must be done before these, because of what was there before us.
+    before: Vec<Statement>,
     /// Whether some of its statements may have been done.
     is_begun: bool,
     /// The statement that the database refused when it was tried last, so that it is not done.
-    refused: Option<usize>,
-}
-
-/// What is noted of a version.
-struct Noted {
-    checksum: Vec<u8>,
-    is_done: bool,
     refused: Option<usize>,
 }
 
@@ -96,6 +84,7 @@ impl Schema {
             noted.is_none_or(|noted| !noted.is_done).then(|| Pending {
                 migration,
                 statements: statements(migration.sql.as_str()),
+                before: Vec::new(),
                 is_begun: noted.is_some(),
                 refused: noted.and_then(|noted| noted.refused),
             })
@@ -131,7 +120,7 @@ pub async fn prepare_schema(
     may_change: bool,
 ) -> anyhow::Result<()> {
     let reading = || format!("reading the schema of the {what}");
-    let noted = noted(&mut *pool.acquire().await?).await.with_context(reading)?;
+    let noted = notes::all(&mut *pool.acquire().await?).await.with_context(reading)?;
     schema.check(&noted).with_context(reading)?;
     let pending = schema.pending(&noted);
     let Some(first) = pending.first() else {
@@ -183,8 +172,9 @@ async fn migrate_alone(
          SET SESSION innodb_lock_wait_timeout = {LOCK_PATIENCE_SECONDS}"
     );
     sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *connection).await?;
-    let lock =
-        format!("SELECT GET_LOCK(CONCAT('heartbeat schema ', DATABASE()), {PATIENCE_SECONDS})");
+    let lock = format!(
+        "SELECT GET_LOCK(LEFT(CONCAT('heartbeat schema ', DATABASE()), 64), {PATIENCE_SECONDS})"
+    );
     let locked: Option<i64> =
         sqlx::query_scalar(AssertSqlSafe(lock)).fetch_one(&mut *connection).await?;
     if locked != Some(1) {
@@ -201,50 +191,66 @@ async fn apply_missing(
     schema: &Schema,
     what: &str,
 ) -> anyhow::Result<()> {
-    let noted = noted(connection).await?;
+    let noted = notes::all(connection).await?;
     schema.check(&noted)?;
     let pending = schema.pending(&noted);
     adoption::refuse_strangers(connection, &pending).await?;
-    connection.ensure_migrations_table(NOTES).await?;
-    for version in pending {
-        let Pending { migration, statements, is_begun, refused } = version;
-        let first = adoption::before(connection, &statements).await?;
-        if !is_begun {
-            note_begun(connection, migration).await?;
-        }
-        let stopped = |(number, step): (usize, &Statement), error: &Error| {
+    notes::create(connection).await?;
+    for mut version in pending {
+        adoption::adapt(connection, &mut version).await?;
+        let Migration { version: number, description, .. } = version.migration;
+        apply(connection, version).await.map_err(|Stopped { place, step, error }| {
             anyhow!(
-                "version {}, statement {number} of {} ({}), was not done: {error}; {}, and run \
-                 `heartbeat migrate {}` again, which goes on from there: nothing is lost",
-                migration.version,
-                statements.len(),
-                step.title(),
-                advice(error),
+                "version {number}, {place} ({step}), was not done: {error}; {}, and run `heartbeat \
+                 migrate {}` again, which goes on from there: nothing is lost",
+                advice(&error),
                 word(what),
             )
-        };
-        for step in &first {
-            perform(connection, step, false).await.map_err(|error| stopped((0, step), &error))?;
-        }
-        for (place, step) in statements.iter().enumerate() {
-            let step = &adoption::keeping_defaults(connection, step.clone()).await?;
-            if refused == Some(place) {
-                note_refused(connection, migration, None).await?;
-            }
-            // What was refused was not done, and nothing after it was tried.
-            let may_be_done = is_begun && refused.is_none_or(|refused| place < refused);
-            if let Err(error) = perform(connection, step, may_be_done).await {
-                if error.number().is_some() {
-                    note_refused(connection, migration, Some(place)).await.ok();
-                }
-                return Err(stopped((place + 1, step), &error));
-            }
-        }
-        note_done(connection, migration).await?;
-        let Migration { version, description, .. } = migration;
-        tracing::info!(version, %description, "the {what} has a new version of its schema");
+        })?;
+        tracing::info!(version = number, %description, "the {what} has a new version of its schema");
     }
     Ok(())
+}
+
+/// Where a version stopped, and why.
+struct Stopped {
+    place: String,
+    step: String,
+    error: Error,
+}
+
+impl Stopped {
+    fn at(place: String, step: &Statement, error: Error) -> Self {
+        Self { place, step: step.title(), error }
+    }
+}
+
+/// Does what is left of one version.
+async fn apply(connection: &mut Connection, version: Pending<'_>) -> Result<(), Stopped> {
+    let Pending { migration, statements, before, is_begun, refused } = version;
+    let noting = |error| Stopped { place: "its note".to_owned(), step: NOTES.to_owned(), error };
+    if !is_begun {
+        notes::begun(connection, migration).await.map_err(noting)?;
+    }
+    for step in &before {
+        let done = perform(connection, step, false).await;
+        done.map_err(|error| Stopped::at("what goes before".to_owned(), step, error))?;
+    }
+    let count = statements.len();
+    for (place, step) in statements.iter().enumerate() {
+        if refused == Some(place) {
+            notes::refused(connection, migration, None).await.map_err(noting)?;
+        }
+        // What was refused was not done, and nothing after it was tried.
+        let may_be_done = is_begun && refused.is_none_or(|refused| place < refused);
+        if let Err(error) = perform(connection, step, may_be_done).await {
+            if error.number().is_some() {
+                notes::refused(connection, migration, Some(place)).await.ok();
+            }
+            return Err(Stopped::at(format!("statement {} of {count}", place + 1), step, error));
+        }
+    }
+    notes::done(connection, migration).await.map_err(noting)
 }
 
 /// Does one statement, and waits for others who hold its table. Of a version that was begun before it
@@ -325,63 +331,6 @@ fn advice(error: &Error) -> &'static str {
         }
         _ => "put that right",
     }
-}
-
-/// What is noted of each version; nothing without the table, which only a migration makes.
-async fn noted(connection: &mut Connection) -> Result<BTreeMap<i64, Noted>, Error> {
-    if !is_there(connection, &[Thing::Table(NOTES.to_owned())]).await? {
-        return Ok(BTreeMap::new());
-    }
-    let sql = "SELECT version, checksum, success, execution_time FROM _sqlx_migrations";
-    let rows = sqlx::query(sql).fetch_all(connection).await?;
-    let noted = rows.iter().map(|row| {
-        let mark: i64 = row.try_get("execution_time")?;
-        let noted = Noted {
-            checksum: row.try_get("checksum")?,
-            is_done: row.try_get("success")?,
-            refused: usize::try_from(REFUSED - mark).ok(),
-        };
-        Ok((row.try_get("version")?, noted))
-    });
-    noted.collect()
-}
-
-/// Notes which statement of a version the database has refused; none while one is tried, after which
-/// nobody may know whether it was done.
-async fn note_refused(
-    connection: &mut Connection,
-    migration: &Migration,
-    place: Option<usize>,
-) -> Result<(), Error> {
-    let place = place.and_then(|place| i64::try_from(place).ok());
-    sqlx::query("UPDATE _sqlx_migrations SET execution_time = ? WHERE version = ?")
-        .bind(place.map_or(BEGUN, |place| REFUSED - place))
-        .bind(migration.version)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-async fn note_begun(connection: &mut Connection, migration: &Migration) -> Result<(), Error> {
-    sqlx::query(
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         VALUES (?, ?, FALSE, ?, ?)",
-    )
-    .bind(migration.version)
-    .bind(&*migration.description)
-    .bind(&*migration.checksum)
-    .bind(BEGUN)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn note_done(connection: &mut Connection, migration: &Migration) -> Result<(), Error> {
-    sqlx::query("UPDATE _sqlx_migrations SET success = TRUE WHERE version = ?")
-        .bind(migration.version)
-        .execute(connection)
-        .await?;
-    Ok(())
 }
 
 /// The schema that `heartbeat migrate` names so.

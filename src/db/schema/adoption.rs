@@ -170,19 +170,31 @@ async fn tables(connection: &mut Connection) -> Result<Vec<Table>, Error> {
     rows.iter().map(table).collect()
 }
 
-/// What must be done before some statements: no column changes its type while it is in a foreign key,
-/// and the first senders' program has made one between its two tables, which is taken away. Nobody
-/// misses it: a window is stored before its rows, by their program as by ours.
+/// Adapts a version to what the first senders' program has made: takes foreign keys away before columns
+/// change, and keeps the defaults of columns.
 ///
 /// # Errors
 /// A sentence for a person, if others refer to these tables, or these to others.
-pub(super) async fn before(
+pub(super) async fn adapt(
     connection: &mut Connection,
-    statements: &[Statement],
-) -> anyhow::Result<Vec<Statement>> {
-    if !statements.iter().any(changes_first_columns) {
-        return Ok(Vec::new());
+    version: &mut Pending<'_>,
+) -> anyhow::Result<()> {
+    if !version.statements.iter().any(changes_first_columns) {
+        return Ok(());
     }
+    version.before = drop_foreign_keys(connection).await?;
+    for statement in &mut version.statements {
+        if changes_first_columns(statement) && has_default(connection, statement.table()).await? {
+            *statement = keeping_default(statement);
+        }
+    }
+    Ok(())
+}
+
+/// What takes the foreign key between the first senders' two tables away: no column changes its type
+/// while it is in one. Nobody misses it: a window is stored before its rows, by their program as by
+/// ours.
+async fn drop_foreign_keys(connection: &mut Connection) -> anyhow::Result<Vec<Statement>> {
     let mut drops = Vec::new();
     for ForeignKey { name, table, refers_to } in foreign_keys(connection).await? {
         if ![&table, &refers_to].iter().all(|table| is_adopted(table)) {
@@ -198,40 +210,33 @@ pub(super) async fn before(
     Ok(drops)
 }
 
-fn is_adopted(name: &str) -> bool {
-    ADOPTED.iter().any(|(table, _)| *table == name)
-}
-
-/// A statement that keeps what a program of the first system may rely on: that the database itself says
-/// when a row was created.
-///
-/// # Errors
-/// When the database does not answer.
-pub(super) async fn keeping_defaults(
-    connection: &mut Connection,
-    statement: Statement,
-) -> Result<Statement, Error> {
-    if !changes_first_columns(&statement) {
-        return Ok(statement);
-    }
+/// Whether the database itself says when a row of a table was created. A program of the first system
+/// may rely on it.
+async fn has_default(connection: &mut Connection, table: &str) -> Result<bool, Error> {
     let defaults: i64 = sqlx::query_scalar(
         "SELECT COUNT(*) FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() \
          AND TABLE_NAME = ? AND COLUMN_NAME = 'created_at' \
          AND LOWER(COLUMN_DEFAULT) LIKE 'current_timestamp%'",
     )
-    .bind(statement.table())
+    .bind(table)
     .fetch_one(connection)
     .await?;
-    if defaults == 0 {
-        return Ok(statement);
-    }
+    Ok(defaults > 0)
+}
+
+/// A statement after which the database goes on to say when a row was created.
+fn keeping_default(statement: &Statement) -> Statement {
     let lines = statement.text().lines().map(|line| match line.strip_suffix(',') {
         Some(part) if part.trim_start().starts_with("MODIFY created_at ") => {
             format!("{part} DEFAULT CURRENT_TIMESTAMP(6),")
         }
         _ => line.to_owned(),
     });
-    Ok(Statement(lines.collect::<Vec<_>>().join("\n")))
+    Statement(lines.collect::<Vec<_>>().join("\n"))
+}
+
+fn is_adopted(name: &str) -> bool {
+    ADOPTED.iter().any(|(table, _)| *table == name)
 }
 
 /// Whether a statement changes columns that the first senders' program may have tied together.
