@@ -107,7 +107,7 @@ GUARDS = [
         "src/db/schema.rs",
         "if is_there(connection, &statement.leaves()).await? {",
         "if is_there(connection, &statement.leaves()).await? || may_be_done {",
-        "it schema::a_name_that_is_taken_is_said_again_and_again",
+        "it schema::what_was_begun_is_done_only_if_all_of_it_is_there",
     ),
     Guard(
         "done before counts as done",

@@ -325,6 +325,20 @@ async fn a_name_that_is_taken_is_said_again_and_again() {
     its_window_is_as_it_was(&before, "renamed").await;
 }
 
+/// The same in a database that an older version left begun, which noted no refusal.
+#[tokio::test]
+async fn what_was_begun_is_done_only_if_all_of_it_is_there() {
+    let ground = Ground::new().await;
+    let before = pool(&ground.payments_url).await;
+    first_window(&before).await;
+    sqlx::raw_sql("ALTER TABLE report_windows ADD COLUMN plan INT").execute(&before).await.unwrap();
+    note_begun(&before, &db::PAYMENTS_SCHEMA, 2).await;
+    let environment = [("DATABASE_URL", ground.payments_url.as_str())];
+    let (code, _, err) = run(&["migrate", "payments"], &environment).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("'plan'") && err.contains("rename"), "{err}");
+}
+
 /// The same where a statement leaves one thing only, so that its name is all that could be seen of it.
 #[tokio::test]
 async fn a_key_of_others_is_not_taken_for_what_a_statement_left() {
