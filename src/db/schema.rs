@@ -8,6 +8,8 @@
 
 mod adoption;
 mod notes;
+mod pending;
+mod presence;
 mod statements;
 
 use std::collections::BTreeMap;
@@ -19,7 +21,9 @@ use sqlx::migrate::{Migration, Migrator};
 use sqlx::{AssertSqlSafe, MySqlPool};
 
 use self::notes::{NOTES, Noted};
-use self::statements::{Statement, Thing, statements};
+use self::pending::Pending;
+use self::presence::is_there;
+use self::statements::{Statement, statements};
 use super::{Class, Connection, Error};
 
 /// Schema of the payments database.
@@ -53,18 +57,6 @@ const DISK_FULL: [u16; 8] = [3, 1005, 1021, 1026, 1030, 1114, 1180, 3675];
 #[derive(Debug)]
 pub struct Schema {
     migrations: Migrator,
-}
-
-/// A version that is not done.
-struct Pending<'s> {
-    migration: &'s Migration,
-    statements: Vec<Statement>,
-    /// What must be done before these, because of what was there before us.
-    before: Vec<Statement>,
-    /// Whether some of its statements may have been done.
-    is_begun: bool,
-    /// The statement that the database refused when it was tried last, so that it is not done.
-    refused: Option<usize>,
 }
 
 impl Schema {
@@ -282,41 +274,6 @@ async fn perform(
         attempt += 1;
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-/// Whether everything is there that a statement leaves.
-async fn is_there(connection: &mut Connection, things: &[Thing]) -> Result<bool, Error> {
-    for thing in things {
-        let (sql, names) = match thing {
-            Thing::Table(name) => (
-                "SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() \
-                 AND TABLE_NAME = ? AND TABLE_TYPE = 'BASE TABLE'",
-                vec![name],
-            ),
-            Thing::View(name) => (
-                "SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() \
-                 AND TABLE_NAME = ? AND TABLE_TYPE = 'VIEW'",
-                vec![name],
-            ),
-            Thing::Column(table, name) => (
-                "SELECT COUNT(*) FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() \
-                 AND TABLE_NAME = ? AND COLUMN_NAME = ?",
-                vec![table, name],
-            ),
-            Thing::Key(table, name) => (
-                "SELECT COUNT(*) FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = DATABASE() \
-                 AND TABLE_NAME = ? AND INDEX_NAME = ?",
-                vec![table, name],
-            ),
-        };
-        let query = names
-            .into_iter()
-            .fold(sqlx::query_scalar::<_, i64>(sql), |query, name| query.bind(name.as_str()));
-        if query.fetch_one(&mut *connection).await? == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// What to do about a statement that was not done.

@@ -4,8 +4,9 @@ use anyhow::bail;
 use sqlx::Row;
 use sqlx::mysql::MySqlRow;
 
+use super::pending::Pending;
+use super::presence::is_there;
 use super::statements::{Statement, Thing};
-use super::{Pending, is_there};
 use crate::db::{Connection, Error};
 
 /// Tables of the first system's senders, which become ours with their data, and the columns that these

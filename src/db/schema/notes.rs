@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use sqlx::Row;
 use sqlx::migrate::{Migrate, MigrateError, Migration};
 
-use super::is_there;
+use super::presence::is_there;
 use super::statements::Thing;
 use crate::db::{Connection, Error};
 
