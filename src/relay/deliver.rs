@@ -17,7 +17,7 @@ use super::forward::{Answer, Forwarder};
 use super::gate::Gate;
 use super::held::Held;
 use super::item::Item;
-use super::job::{Job, take_first_due};
+use super::job::{Job, PAUSE, take_first_due};
 use super::metrics::Metrics;
 use super::missed::Missed;
 use super::one_by_one::OneByOne;
@@ -27,8 +27,6 @@ use crate::http::Readiness;
 use crate::stream::{Entry, Group, Source};
 use crate::wire::{Breaker, Timestamp};
 
-/// Pauses between two attempts.
-pub(super) const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 /// Longest pause before a message is sent again that makes the monitor fail.
 const SUSPECT_PAUSE: Duration = Duration::from_secs(10);
 /// Messages that may wait apart because they make the monitor fail; those beyond hold up reading.

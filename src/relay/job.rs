@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::deliver::PAUSE;
 use super::item::Item;
 use crate::retry::Backoff;
 use crate::stream::{Source, StreamId};
 use crate::wire::Timestamp;
+
+/// Pauses between two attempts.
+pub(super) const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 
 /// Messages that are sent together, and how that went so far.
 #[derive(Debug)]

@@ -188,9 +188,7 @@ impl Delivery {
         while left.is_empty()
             && let Some(single) = singles.next()
         {
-            let began = Instant::now();
-            left = self.attempt_in_turn(single).await;
-            is_unanswered = !left.is_empty() && began.elapsed() >= self.one_by_one.http_timeout;
+            (left, is_unanswered) = self.attempt_in_turn(single).await;
         }
         if is_unanswered {
             // The monitor may be at work on it still, and would lose a count beside another: the turn
@@ -203,27 +201,31 @@ impl Delivery {
         left
     }
 
-    /// Sends a heartbeat in this relay's turn, which it renews, unless the monitor has confirmed it before.
-    async fn attempt_in_turn(&self, job: Job) -> Vec<Job> {
-        let [only] = job.items.as_slice() else { return vec![job] };
+    /// Sends a heartbeat in this relay's turn, which it renews, unless the monitor has confirmed it
+    /// before. Answers what is left to do, and whether the monitor did not answer in time.
+    async fn attempt_in_turn(&self, job: Job) -> (Vec<Job>, bool) {
+        let [only] = job.items.as_slice() else { return (vec![job], false) };
         let digest = only.digest();
         let is_confirmed = self.one_by_one.confirmed().known.contains(&digest);
         if is_confirmed {
             tracing::debug!(id = %only.id, "the monitor has confirmed this heartbeat before");
             self.metrics.repeats.inc();
             self.settle(&job, vec![Ok(())]).await;
-            return Vec::new();
+            return (Vec::new(), false);
         }
         if !self.one_by_one.take_turn(&self.group, &self.shutdown).await {
-            return vec![job];
+            return (vec![job], false);
         }
         let began = Instant::now();
         let answer = self.forwarder.send_one(only).await;
+        let took = began.elapsed();
+        let is_unanswered =
+            matches!(answer, Answer::Unavailable { .. }) && took >= self.one_by_one.http_timeout;
         if let Answer::Taken(_) = answer {
             // Before the acknowledgement, which may fail.
             self.one_by_one.confirmed().add(digest);
         }
-        self.learn(job, answer, began.elapsed()).await
+        (self.learn(job, answer, took).await, is_unanswered)
     }
 }
 

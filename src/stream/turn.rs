@@ -8,11 +8,11 @@ use redis::cmd;
 
 use super::{Group, StreamError};
 
-/// Takes or renews a turn, unless it is another's: then notes for a moment that somebody wants it. Also
-/// when Redis has no memory left: what is not delivered is not deleted either.
+/// Takes or renews a turn, unless it is another's: then notes for a moment that somebody wants it. One
+/// without an end is nobody's: relays never write it so. Also when Redis has no memory left: what is not delivered is not deleted either.
 const TAKE: &str = r"#!lua flags=allow-oom
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then
+if holder and holder ~= ARGV[1] and redis.call('PTTL', KEYS[1]) >= 0 then
   redis.call('SET', KEYS[2], 1, 'PX', ARGV[3])
   return 0
 end

@@ -29,6 +29,10 @@ struct Original {
     slots: Arc<Mutex<HashMap<String, Vec<i64>>>>,
     /// Heartbeats of this slot are never answered.
     silent_about: Option<i64>,
+    /// How long it is at work on the first heartbeat that it gets, whether or not anybody waits.
+    slow_at_first: Duration,
+    /// Heartbeats that it is at work on, and the most at a time so far.
+    busy: Arc<(AtomicU64, AtomicU64)>,
 }
 
 impl Original {
@@ -52,10 +56,21 @@ impl Original {
         if self.silent_about == Some(slot) {
             std::future::pending::<()>().await;
         }
-        let counted = self.counter.load(Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        self.counter.store(counted + 1, Ordering::Relaxed);
+        let is_first = self.posts() == 1;
+        let working =
+            self.clone().count(if is_first { self.slow_at_first } else { Duration::ZERO });
+        // It goes on when whoever asked has left.
+        tokio::spawn(working).await.unwrap();
         (StatusCode::ACCEPTED, Json(json!({"heartbeat": {"id": 1}}))).into_response()
+    }
+
+    async fn count(self, slowly: Duration) {
+        let (busy, most) = &*self.busy;
+        most.fetch_max(busy.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let counted = self.counter.load(Ordering::Relaxed);
+        tokio::time::sleep(slowly + Duration::from_millis(1)).await;
+        self.counter.store(counted + 1, Ordering::Relaxed);
+        busy.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn counted(&self) -> u64 {
@@ -89,6 +104,44 @@ async fn two_relays_make_an_old_monitor_count_each_heartbeat_once() {
     })
     .await;
     assert_eq!((original.posts(), original.counted()), (2 * EACH as usize, u64::from(2 * EACH)));
+}
+
+/// It may be at work on a heartbeat of which the relay hears no more.
+#[tokio::test]
+async fn a_monitor_that_does_not_answer_in_time_gets_nothing_beside() {
+    let ground = Ground::new().await;
+    let slow_at_first = Duration::from_secs(3);
+    let original = Original { slow_at_first, ..Original::default() };
+    let (url, _stop) = original.serve().await;
+    let window = window("payments-a", 20);
+    let quick = ["--lease", "3s", "--http-timeout", "1s", "--batch-size", "5"];
+    let _first = Process::relay(&ground, &url, &quick).await;
+    let _second = Process::relay(&ground, &url, &quick).await;
+    for slot in 0..20 {
+        ground.send(heartbeat(&window, slot).to_json()).await;
+    }
+    eventually("all are settled", async || {
+        (original.posts() >= 21 && pending(&ground).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(original.busy.1.load(Ordering::Relaxed), 1, "one at a time");
+    assert_eq!(original.counted(), 21, "that one is counted again, and no count is lost");
+}
+
+/// Somebody else's key must not keep everybody from sending.
+#[tokio::test]
+async fn a_turn_without_an_end_is_nobodys() {
+    let ground = Ground::new().await;
+    let original = Original::default();
+    let (url, _stop) = original.serve().await;
+    let turn = format!("{{{}}}:turn:monitor-queue-group", ground.stream);
+    ground.redis().await.set::<_, _, ()>(&turn, "a stranger").await.unwrap();
+    let window = window("payments-a", 3);
+    for slot in 0..3 {
+        ground.send(heartbeat(&window, slot).to_json()).await;
+    }
+    let _relay = Process::relay(&ground, &url, &[]).await;
+    eventually("all are counted", async || (original.counted() == 3).then_some(())).await;
 }
 
 #[tokio::test]

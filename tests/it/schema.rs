@@ -261,6 +261,11 @@ async fn what_is_not_ours_is_left_as_it_is() {
             "CREATE TABLE report_audit (id INT)",
             &["lacks window_uuid, service", "empty"],
         ),
+        (
+            "payments",
+            "CREATE TABLE Report_Audit (id INT)",
+            &["Report_Audit is named in another case than report_audit", "rename it"],
+        ),
         ("payments", tables::MONITOR, &["of the monitor", "the payments database?"]),
         ("monitor", tables::PAYMENTS, &["of the senders", "the monitor database?"]),
         ("payments", "CREATE VIEW report_windows AS SELECT 1", &["report_windows is a view"]),

@@ -115,9 +115,14 @@ fn adopts_first_tables(statement: &Statement) -> bool {
 /// Refuses a table that has the name of one of the first senders' and is another.
 async fn check_adopted(connection: &mut Connection, table: &Table) -> anyhow::Result<()> {
     let name = &table.name;
-    let Some((_, columns)) = ADOPTED.iter().find(|(adopted, _)| adopted == name) else {
-        return Ok(());
-    };
+    let is_named = |(adopted, _): &&(&str, _)| adopted.eq_ignore_ascii_case(name);
+    let Some((adopted, columns)) = ADOPTED.iter().find(is_named) else { return Ok(()) };
+    if adopted != name {
+        bail!(
+            "its table {name} is named in another case than {adopted}, so that it would be left beside a \
+             new one: rename it, or take an empty database"
+        );
+    }
     let Some(engine) = &table.engine else {
         bail!("its {name} is a view and not the first system's table: take an empty database");
     };
