@@ -96,7 +96,7 @@ fn addresses(command: &Command, words: &[String]) -> Vec<String> {
     addresses.extend(words.iter().cloned());
     let parts = words.iter().filter_map(|word| word.split_once('='));
     addresses.extend(parts.map(|(_, value)| value.to_owned()));
-    addresses.retain(|text| text.contains("://"));
+    addresses.retain(|text| text.contains("://") || text.contains('@'));
     addresses.sort_by_key(|text| std::cmp::Reverse(text.len()));
     addresses
 }

@@ -21,7 +21,8 @@ pub fn whole_address(text: &str) -> Result<Url, String> {
         %2F for /, %3F for ? and %40 for @";
     let url = Url::parse(text).map_err(|error| format!("{error}; {ENCODE}"))?;
     let strays = [url.path(), url.query().unwrap_or_default()];
-    if url.fragment().is_some() || strays.iter().any(|part| part.contains('@')) {
+    let is_torn = strays.iter().any(|part| part.contains('@')) || url.path().contains("%40");
+    if url.fragment().is_some() || is_torn {
         return Err(format!("its parts cannot be told apart; {ENCODE}"));
     }
     Ok(url)
@@ -98,6 +99,10 @@ impl FromStr for RedisUrl {
         let schemes = ["redis", "valkey", "unix", "redis+unix", "valkey+unix"];
         if !schemes.contains(&url.scheme()) {
             return Err(format!("not the address of a Redis; {SHAPE}"));
+        }
+        let is_number = |path: &str| path.chars().all(|c| c.is_ascii_digit());
+        if url.has_host() && !is_number(url.path().trim_matches('/')) {
+            return Err(format!("what follows the host must be the number of a database; {SHAPE}"));
         }
         Ok(Self { secret: text.into(), shown: without_password(url) })
     }

@@ -97,6 +97,9 @@ async fn no_address_is_repeated_whatever_is_wrong() {
         (&["relay", "--batch-size=redis://:topsecret@h"], &[], "invalid value '***'"),
         (&["redis://:topsecret@h"], &[], "unrecognized subcommand '***'"),
         (&["relay"], &[("LISTEN", "redis://:topsecret@h")], "invalid value '***'"),
+        (&["relay"], &[("REDIS_URL", "redis://h/topsecret")], "must be the number of a database"),
+        (&["monitor"], &[("DATABASE_URL", "mysql://h/u:topsecret%40h/x")], untold),
+        (&["migrate", "monitor", "u:topsecret@h/x"], &[], "unexpected argument '***'"),
     ])
     .await;
     for role in ["relay", "monitor", "payments", "explain", "healthcheck", "forget-group"] {
